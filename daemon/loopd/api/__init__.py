@@ -1,0 +1,1 @@
+"""api: the control API, its wire types and its routes."""

@@ -1,0 +1,383 @@
+"""app: owns how loopd is put together, started and stopped.
+
+Each part opens in a cleanup context and is reached by a typed key. Stopping loopd stops only loopd: containers
+serve on, and the next start adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from loopd.api.routes import Routes
+from loopd.api.web import METRICS, TOKEN, Endpoint, answer_errors, correlate, guard
+from loopd.auth import Token, ensure_token
+from loopd.config import ConfigError, Settings, load_settings
+from loopd.docker_engine import Connection, DockerEngine
+from loopd.engine import Engine
+from loopd.errors import LoopdError
+from loopd.haproxy import GatewayConfigError, HaproxyGateway
+from loopd.haproxy_config import GatewayConfig
+from loopd.images import ImageSet, load_images
+from loopd.inspection import check
+from loopd.intake import Intake
+from loopd.journal import Journal
+from loopd.ledger import Ledger
+from loopd.loading import OllamaLoader, own
+from loopd.logs import configure_logs
+from loopd.metrics import Metrics, build_metrics
+from loopd.notify import Notifier
+from loopd.registry import Registry
+from loopd.rollout import Rollouts, Runner
+from loopd.routing import Routing
+from loopd.sandbox import Broker, Leases
+from loopd.state import StateError, open_database
+from loopd.status import Status
+from loopd.supervise import Restarts, Supervisor
+from loopd.toolbox import Toolbox
+from loopd.units import AGENT_UID, GATEWAY_UID, Layout, agent_unit, engine_unit, gateway_unit, layout_of
+from loopd.watch import Watcher
+
+EX_CONFIG = 78  # sysexits.h: the supervisor must not try again
+EX_OSERR = 71
+CONNECTIONS = 32  # of loopd to its engines
+SHUTDOWN_S = 3.0
+CHECK_S = 20.0  # for HAProxy to read a configuration
+
+log = structlog.get_logger("loopd.app")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything loopd is made of, opened."""
+
+    settings: Settings
+    layout: Layout
+    routes: Routes
+    metrics: Metrics
+    ledger: Ledger
+    supervisor: Supervisor
+    background: tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]
+
+
+def make_directories(layout: Layout) -> None:
+    """Make every directory with its mode and owner. Raises LoopdError naming the one that could not be made."""
+    for path, mode, uid in layout.directories():
+        try:
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            path.chmod(mode)
+            own(path, uid)
+        except OSError as error:
+            raise LoopdError(
+                f"{path} cannot be made: {error.strerror}. Run loopd as root, or set home and run_dir"
+            ) from error
+
+
+@contextlib.contextmanager
+def sole_owner(layout: Layout) -> Iterator[None]:
+    """Hold the lock of the home directory; it ends with the process. Raises ConfigError when another loopd has it."""
+    with (layout.home / "loopd.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another loopd runs on {layout.home}; `loopctl status` asks it. Stop it first, or set home"
+            ) from error
+        yield
+
+
+def open_gateway(settings: Settings, engine: Engine, image: str) -> HaproxyGateway:
+    """Return the gateway's driver; a new configuration is checked by HAProxy itself, in the gateway's own image."""
+
+    def config() -> GatewayConfig:
+        return GatewayConfig(
+            public_port=settings.public_port,
+            internal_address=engine.internal_address,
+            internal_port=settings.internal_port,
+            max_body_bytes=settings.max_body_bytes,
+        )
+
+    async def check_config(path: Path) -> None:
+        unit = replace(
+            gateway_unit(settings, image),
+            name="gateway-check",
+            network="none",
+            command=("-c", "-q", "-f", f"/run/gateway/{path.name}"),
+        )
+        result = await engine.run(unit, timeout_s=CHECK_S)
+        if result.exit_code != 0:
+            raise GatewayConfigError(f"HAProxy refuses the configuration; the old one stays: {result.output[-600:]}")
+
+    return HaproxyGateway(config, layout_of(settings).gateway, check=check_config, uid=GATEWAY_UID)
+
+
+@contextlib.asynccontextmanager
+async def open_parts(settings: Settings, images: ImageSet, engine: Engine, notifier: Notifier) -> AsyncIterator[Parts]:
+    """Open the state and build what works on it. Raises StateError.
+
+    The container engine may be down: the supervisor opens it as soon as it answers.
+    """
+    layout = layout_of(settings)
+    metrics = build_metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(layout.state))
+        stack.push_async_callback(engine.close)
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONNECTIONS), trust_env=False)
+        )
+        registry = Registry(database)
+        ledger = Ledger(database)
+        rollouts = Rollouts(database, registry, ledger)
+        journal = Journal(database, epoch=await registry.raise_epoch())
+        loader = OllamaLoader(settings, engine, session)
+        traffic = open_gateway(settings, engine, images.gateway)
+        routing = Routing.over(registry, engine, traffic)
+        toolbox = Toolbox()
+        restarts = Restarts(database)
+
+        async def prepare_gateway() -> None:
+            await traffic.ensure_config(await routing.wanted())
+
+        supervisor = Supervisor(
+            engine=engine,
+            loader=loader,
+            registry=registry,
+            rollouts=rollouts,
+            routing=routing,
+            restarts=restarts,
+            ledger=ledger,
+            metrics=metrics,
+            fixed=lambda: (
+                gateway_unit(settings, images.gateway),
+                agent_unit(settings, images.agent, internal_address=engine.internal_address),
+            ),
+            engine_unit=lambda release: engine_unit(settings, release),
+            prepare_gateway=prepare_gateway,
+            relist_s=settings.relist_s,
+            on_success=notifier.alive,
+        )
+        runner = Runner(
+            rollouts=rollouts,
+            registry=registry,
+            journal=journal,
+            ledger=ledger,
+            engine=engine,
+            loader=loader,
+            gateway=traffic,
+            routing=routing,
+            metrics=metrics,
+            drain_s=settings.rollout.drain_s,
+        )
+        broker = Broker(
+            settings=settings,
+            layout=layout,
+            engine=engine,
+            leases=Leases(database),
+            ledger=ledger,
+            metrics=metrics,
+            toolbox=toolbox,
+            image=images.toolrunner,
+        )
+        intake = Intake(
+            layout=layout,
+            registry=registry,
+            rollouts=rollouts,
+            ledger=ledger,
+            metrics=metrics,
+            engine_image=lambda: engine.image_id(images.ollama),
+            inspect=check,
+            num_ctx=settings.num_ctx,
+            max_model_bytes=settings.max_model_bytes,
+        )
+        watcher = Watcher(
+            directory=layout.incoming,
+            intake=intake,
+            settle_s=settings.incoming_settle_s,
+            stale_s=settings.incoming_stale_s,
+        )
+        status = Status(
+            settings=settings,
+            engine=engine,
+            gateway=traffic,
+            registry=registry,
+            rollouts=rollouts,
+            journal=journal,
+            runner=runner,
+            supervisor=supervisor,
+            restarts=restarts,
+            broker=broker,
+            metrics=metrics,
+            started_at=datetime.now(UTC),
+        )
+        routes = Routes(
+            status=status,
+            registry=registry,
+            rollouts=rollouts,
+            ledger=ledger,
+            broker=broker,
+            toolbox=toolbox,
+            metrics=metrics,
+            layout=layout,
+        )
+        yield Parts(
+            settings=settings,
+            layout=layout,
+            routes=routes,
+            metrics=metrics,
+            ledger=ledger,
+            supervisor=supervisor,
+            background=(
+                ("supervise", supervisor.run_forever),
+                ("rollouts", runner.run_forever),
+                ("sandboxes", broker.run_forever),
+                ("incoming", watcher.run_forever),
+            ),
+        )
+
+
+def build_app(
+    endpoints: tuple[Endpoint, ...], metrics: Metrics, *, token: Token | None, body_bytes: int
+) -> web.Application:
+    """Return an application with these endpoints; ``token`` None where the socket's file mode is the lock."""
+    app = web.Application(middlewares=[correlate, answer_errors], client_max_size=body_bytes)
+    app[METRICS] = metrics
+    app[TOKEN] = token
+    for endpoint in endpoints:
+        app.router.add_route(endpoint.method, endpoint.path, guard(endpoint))
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serve_unix(app: web.Application, path: str, *, mode: int, uid: int = 0) -> AsyncIterator[None]:
+    """Serve an application on a unix socket, replacing the one a killed loopd left."""
+    with contextlib.suppress(FileNotFoundError):
+        Path(path).unlink()
+    async with _running(app) as runner:
+        old = os.umask(0o177)  # never open to others, not even between bind and chmod
+        try:
+            await web.UnixSite(runner, path).start()
+        finally:
+            os.umask(old)
+        Path(path).chmod(mode)
+        if os.geteuid() == 0:
+            os.chown(path, uid, uid)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serve_tcp(app: web.Application, port: int) -> AsyncIterator[None]:
+    """Serve an application on loopback. Raises LoopdError when the port is taken."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"port {port} of 127.0.0.1 cannot be taken: {error.strerror}. Stop what holds it, or set control_port"
+        ) from error
+    async with _running(app) as runner:
+        await web.SockSite(runner, sock).start()
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, handler_cancellation=True)
+    await runner.setup()
+    try:
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+async def run(settings: Settings, images: ImageSet, engine: Engine, notifier: Notifier, stop: asyncio.Event) -> None:
+    """Run loopd until ``stop`` is set, or one of its background tasks dies, which is a bug and raised."""
+    layout = layout_of(settings)
+    make_directories(layout)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(sole_owner(layout))
+        token = ensure_token(layout.token)
+        parts = await stack.enter_async_context(open_parts(settings, images, engine, notifier))
+        limit = settings.max_body_bytes
+        control = parts.routes.control()
+        await stack.enter_async_context(
+            serve_tcp(build_app(control, parts.metrics, token=token, body_bytes=limit), settings.control_port)
+        )
+        await stack.enter_async_context(
+            serve_unix(
+                build_app(control, parts.metrics, token=None, body_bytes=limit),
+                str(layout.control_socket),
+                mode=0o600,
+            )
+        )
+        await stack.enter_async_context(
+            serve_unix(
+                build_app(parts.routes.leases(), parts.metrics, token=None, body_bytes=64 << 10),
+                str(layout.broker / "broker.sock"),
+                mode=0o600,
+                uid=AGENT_UID,
+            )
+        )
+        await parts.ledger.append("loopd.started", "loopd", "it was started")
+        tasks = [asyncio.create_task(work(), name=name) for name, work in parts.background]
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        notifier.ready(f"control API on 127.0.0.1:{settings.control_port}")
+        try:
+            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
+                raise LoopdError(f"the background task {task.get_name()} ended by itself")
+        finally:
+            notifier.stopping()
+            for task in [*tasks, stopping]:
+                task.cancel()
+            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+        await parts.ledger.append("loopd.stopped", "loopd", "it was asked to stop; containers serve on")
+    log.info("loopd.ended")
+
+
+async def _until_signalled(settings: Settings, images: ImageSet) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    engine = DockerEngine(Connection(settings.docker_host, settings.instance))
+    await run(settings, images, engine, Notifier.from_environment(), stop)
+
+
+def main() -> None:
+    """Run loopd; the console script.
+
+    Exits 78 on a configuration that cannot work, 71 on a state that cannot be used.
+    """
+    try:
+        settings = load_settings()
+        images = load_images(settings.home)
+        configure_logs(settings.log_level)
+        asyncio.run(_until_signalled(settings, images))
+    except StateError as error:
+        _die(EX_OSERR, error)
+    except ConfigError as error:
+        _die(EX_CONFIG, error)
+    except LoopdError as error:
+        _die(1, error)
+
+
+def _die(code: int, error: LoopdError) -> NoReturn:
+    sys.stderr.write(f"loopd: {error}\n")
+    sys.exit(code)

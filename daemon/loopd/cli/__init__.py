@@ -1,0 +1,1 @@
+"""cli: loopctl, the command line over the control API."""

@@ -1,0 +1,80 @@
+"""session: owns what every command begins with: the settings, and a client of the loopd they name.
+
+The imports are made on the call: together they take longer than `--help` may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from loopd.errors import LoopdError
+
+if TYPE_CHECKING:
+    from loopd.cli.client import Client
+    from loopd.cli.sse import Message
+    from loopd.cli.wire import Wire
+    from loopd.config import Settings
+
+HEALTH_S = 2.0
+
+
+def read_settings() -> Settings:
+    """Return the settings. Raises ConfigError."""
+    from loopd.config import load_settings  # noqa: PLC0415 see the module's docstring
+
+    return load_settings()
+
+
+@contextlib.contextmanager
+def open_client(settings: Settings | None = None) -> Iterator[Client]:
+    """Open a client. Raises ConfigError."""
+    from loopd.cli.client import Client, find_way  # noqa: PLC0415 see the module's docstring
+
+    with Client(find_way(settings or read_settings())) as client:
+        yield client
+
+
+def gateway_url(settings: Settings) -> str:
+    """Return where clients of the appliance send requests."""
+    return f"http://127.0.0.1:{settings.public_port}"
+
+
+@contextlib.contextmanager
+def open_gateway(settings: Settings) -> Iterator[Wire]:
+    """Open connections to the gateway."""
+    from loopd.cli.wire import Wire  # noqa: PLC0415 see the module's docstring
+
+    advice = "`loopctl status` says what is missing; `make up` starts everything"
+    with Wire("the gateway", gateway_url(settings), advice=advice) as wire:
+        yield wire
+
+
+def gateway_answers(settings: Settings) -> bool:
+    """Tell whether the gateway says that requests are answered; needs no loopd."""
+    from loopd.cli.wire import Request  # noqa: PLC0415 see the module's docstring
+
+    with open_gateway(settings) as wire:
+        try:
+            wire.fetch(Request("GET", "/health/ready"), timeout_s=HEALTH_S)
+        except LoopdError:
+            return False
+    return True
+
+
+def own_version() -> str:
+    """Return this loopctl's version."""
+    try:
+        return version("loopbox")
+    except PackageNotFoundError:
+        return "unknown: not installed as a package"
+
+
+def stream_run(settings: Settings, path: str, body: bytes, *, silence_s: float) -> Generator[Message | None]:
+    """Yield what the gateway streams in answer to a POST."""
+    from loopd.cli.wire import Request  # noqa: PLC0415 see the module's docstring
+
+    with open_gateway(settings) as wire:
+        yield from wire.stream(Request("POST", path, body), silence_s=silence_s, tick_s=silence_s)

@@ -1,0 +1,7 @@
+"""up: placeholder."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Placeholder."""

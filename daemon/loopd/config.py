@@ -1,0 +1,176 @@
+"""config: owns Settings, everything an operator may set, read once and frozen.
+
+Sources, strongest first: environment (``LOOPBOX_*``), the TOML file (``LOOPBOX_CONFIG`` or ``<home>/loopbox.toml``),
+defaults. A setting that is misspelt or out of range stops the start and names the key, the value and the range.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from loopd.errors import LoopdError
+
+PREFIX = "LOOPBOX_"
+
+# Read before Settings exists, because they say where its file is.
+_OUTSIDE_SETTINGS = frozenset({"LOOPBOX_CONFIG"})
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+# A unix socket's path is limited to 108 bytes by Linux (unix(7)); ours add at most 60 to the run directory.
+MAX_RUN_DIR_BYTES = 48
+
+
+class ConfigError(LoopdError):
+    """The configuration cannot be used; nothing was started or changed."""
+
+    code = "config_invalid"
+
+
+def default_home() -> Path:
+    """Return where state and models live: system-wide for root, else the user's data directory."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/loopbox")
+    return Path(os.environ.get("XDG_DATA_HOME", "~/.local/share")).expanduser() / "loopbox"
+
+
+def default_run_dir() -> Path:
+    """Return where sockets live; empty after a reboot."""
+    if os.geteuid() == 0:
+        return Path("/run/loopbox")
+    return Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")) / "loopbox"
+
+
+class SandboxSettings(BaseModel):
+    """The warm pool and the limits of each sandbox container."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    warm: Annotated[int, Field(ge=0, le=64)] = 2  #: containers kept ready
+    most: Annotated[int, Field(ge=1, le=512)] = 16  #: containers at once, leased or warm
+    lease_s: Annotated[float, Field(gt=0, le=86400)] = 600.0  #: longest lease, seconds
+    memory_bytes: Annotated[int, Field(ge=64 << 20)] = 512 << 20
+    cpus: Annotated[float, Field(gt=0, le=256)] = 1.0
+    pids: Annotated[int, Field(ge=16, le=4096)] = 128
+
+
+class RolloutSettings(BaseModel):
+    """How long each step of a rollout may take, seconds, and what a candidate must show."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    start_s: Annotated[float, Field(gt=0, le=3600)] = 60.0  #: container start to engine answering
+    load_s: Annotated[float, Field(gt=0, le=7200)] = 600.0  #: weights into memory, first token
+    check_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  #: all golden prompts together
+    drain_s: Annotated[float, Field(gt=0, le=86400)] = 600.0  #: streams in flight on the old release
+
+
+class Settings(BaseSettings):
+    """Everything an operator may set. Bytes and seconds unless the name says else."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    home: Path = Field(default_factory=default_home)
+    run_dir: Path = Field(default_factory=default_run_dir)
+    instance: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")] = "loopbox"
+    public_port: Port = 8080
+    internal_port: Port = 8081
+    control_port: Port = 8090
+    docker_host: str | None = None  #: a unix:// URL; None: DOCKER_HOST or the default socket
+    model_alias: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = "agent"
+    num_ctx: Annotated[int, Field(ge=256, le=1 << 20)] = 2048  #: tokens
+    engine_threads: Annotated[int, Field(ge=1, le=1024)] | None = None  #: per engine; None: half of the cores
+    engine_parallel: Annotated[int, Field(ge=1, le=64)] = 2  #: requests generated at once by one engine
+    max_model_bytes: Annotated[int, Field(ge=1 << 10)] = 200 << 30
+    max_body_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 30)] = 1 << 20
+    incoming_settle_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0  #: unchanged this long: worth a look
+    incoming_stale_s: Annotated[float, Field(gt=0, le=86400)] = 300.0  #: truncated and unchanged this long: refused
+    relist_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    log_level: Annotated[str, Field(pattern=r"^(debug|info|warning|error)$")] = "info"
+    sandbox: SandboxSettings = SandboxSettings()
+    rollout: RolloutSettings = RolloutSettings()
+
+    @field_validator("home", "run_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        value = value.expanduser()
+        if not value.is_absolute():
+            raise ValueError("must be an absolute path")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        ports = [self.public_port, self.internal_port, self.control_port]
+        if len(set(ports)) != len(ports):
+            raise ValueError("public_port, internal_port and control_port must differ")
+        if len(os.fsencode(self.run_dir)) > MAX_RUN_DIR_BYTES:
+            raise ValueError(f"run_dir is longer than {MAX_RUN_DIR_BYTES} bytes, too long for unix sockets below it")
+        if self.sandbox.warm > self.sandbox.most:
+            raise ValueError("sandbox.warm must not exceed sandbox.most")
+        return self
+
+    @property
+    def threads(self) -> int:
+        """Threads for one engine: two may run during a rollout, so half of the cores each."""
+        return self.engine_threads or max(1, (os.cpu_count() or 2) // 2)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the framework's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the framework's signature
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: arguments, environment, the file."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_path()))
+
+
+def config_path() -> Path:
+    """Return the settings file's path; the file may be absent."""
+    if named := os.environ.get("LOOPBOX_CONFIG"):
+        return Path(named)
+    return Path(os.environ.get("LOOPBOX_HOME", default_home())) / "loopbox.toml"
+
+
+def load_settings() -> Settings:
+    """Read file and environment into Settings.
+
+    Raises ConfigError with one line for each fault: the key, what is wrong, the value given.
+    """
+    path = config_path()
+    if "LOOPBOX_CONFIG" in os.environ and not path.is_file():
+        raise ConfigError(f"LOOPBOX_CONFIG names {path}, which is not a file: correct or unset it")
+    _refuse_unknown_variables()
+    try:
+        return Settings()
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}. Nothing was started; mend the file and try again") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        lines = [f"  {_key(fault['loc'])}: {fault['msg']} (given: {fault['input']!r})" for fault in error.errors()]
+        raise ConfigError("\n".join([f"settings cannot be used ({path} and {PREFIX}* variables):", *lines])) from error
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "settings"
+
+
+def _refuse_unknown_variables() -> None:
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OUTSIDE_SETTINGS
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in known and name.split("__")[0] not in known:
+            raise ConfigError(f"{name} is set, but there is no such setting; `loopctl config show` lists them")

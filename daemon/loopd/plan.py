@@ -1,0 +1,190 @@
+"""plan: owns the plans, from observed to desired, for rollouts and for units. Pure: no I/O, no clock, no log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from itertools import pairwise
+
+from loopd.engine import Instance, InstanceState, Unit
+from loopd.steps import Check, Conclude, Drain, Load, Promote, Retire, Shift, Start, Step, key
+
+
+class Phase(StrEnum):
+    """Where a rollout is."""
+
+    WAITING = "waiting"  #: another one is under way
+    ACTIVE = "active"
+    ABORTING = "aborting"  #: failed before promotion: the candidate goes, the champion never moved
+    PROMOTED = "promoted"  #: ended: the candidate serves
+    ROLLED_BACK = "rolled_back"  #: ended: the champion of before serves
+    SUPERSEDED = "superseded"  #: ended while waiting: a newer candidate came
+
+
+ENDED = frozenset({Phase.PROMOTED, Phase.ROLLED_BACK, Phase.SUPERSEDED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """One snapshot of what a rollout depends on."""
+
+    running: Mapping[str, str]  #: release id -> id of its running container
+    present: frozenset[str]  #: release ids that have a container, running or not
+    champion: str | None
+    shares: Mapping[str, int]  #: release id -> percent, as recorded
+    done: frozenset[str]  #: keys of this rollout's finished steps
+
+
+def plan_rollout(
+    *, candidate: str, champion: str | None, phase: Phase, observed: Observed, host: str
+) -> tuple[Step, ...]:
+    """Return the missing steps of a rollout in order; never empty, since the last one concludes.
+
+    candidate, champion: release ids, the champion being what served when the rollout began. A rollout may be
+    planned again at any point: what is seen or journaled as done is left out. Until Promote the champion's
+    traffic is not touched. Source: docs/decisions/0003-plan-then-execute.md
+    """
+    if phase is Phase.ABORTING:
+        return (*_retire([candidate], observed, host), Conclude(phase=Phase.ROLLED_BACK, host=host))
+    prepare = _prepare(candidate, observed, host) if observed.champion != candidate else []
+    leaving = sorted((({champion} if champion else set()) | set(observed.shares)) - {candidate})
+    drain = [Drain(release=old, host=host) for old in leaving if old in observed.shares]
+    return (
+        *prepare,
+        *(step for step in drain if key(step) not in observed.done),
+        *_retire(leaving, observed, host),
+        Conclude(phase=Phase.PROMOTED, host=host),
+    )
+
+
+def _retire(leaving: Sequence[str], observed: Observed, host: str) -> list[Step]:
+    return [Retire(release=old, host=host) for old in leaving if old in observed.shares or old in observed.present]
+
+
+def _prepare(candidate: str, observed: Observed, host: str) -> list[Step]:
+    """Return what brings the candidate to serving."""
+    instance = observed.running.get(candidate)
+    # Attached at no share before the flip, so that the flip is nothing but two weights.
+    attached = {other: share for other, share in observed.shares.items() if other != candidate} | {candidate: 0}
+    steps: tuple[Step, ...] = (
+        Start(release=candidate, host=host),
+        Load(release=candidate, host=host, instance=instance),
+        Check(release=candidate, host=host, instance=instance),
+        Shift(shares=tuple(sorted(attached.items())), host=host, instance=instance),
+        Promote(release=candidate, host=host),
+    )
+    if instance is None:
+        return list(steps)
+    # The keys hold the container's id, so what was done in one that died is not taken for done.
+    return [step for step in steps if key(step) not in observed.done]
+
+
+# --- units -----------------------------------------------------------------------------------------------------------
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MOST_S = 60.0
+STABLE_S = 10.0  # an instance that ran this long is not part of a crash loop
+
+SIGNAL_BASE = 128  # a shell's way of saying "ended by signal n" is exit code 128 + n
+SIGNALS = {1: "SIGHUP", 2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """Bring a unit to running, for this reason."""
+
+    unit: Unit
+    cause: str
+    restart: bool  #: it ran before: count it and write it down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Too soon to restart: look again at this time."""
+
+    unit: str
+    until: datetime
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove:
+    """An instance of ours that nothing wants."""
+
+    unit: str
+    cause: str
+
+
+UnitStep = Apply | Wait | Remove
+
+
+def backoff(restarts: Sequence[datetime]) -> float:
+    """Return the seconds to wait before the next restart: 0, then 0.1 doubling to 60.
+
+    restarts: times of the restarts so far, oldest first. A gap of STABLE_S beyond the wait that was due ends
+    the crash loop, so the count begins anew.
+    """
+    failures = 0
+    for earlier, later in pairwise(restarts):
+        within = (later - earlier).total_seconds() < STABLE_S + _delay(failures + 1)
+        failures = failures + 1 if within else 0
+    return _delay(failures + 1) if restarts else 0.0
+
+
+def _delay(failures: int) -> float:
+    return min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 16))
+
+
+def plan_units(
+    *,
+    desired: Sequence[Unit],
+    observed: Mapping[str, Instance],
+    restarts: Mapping[str, Sequence[datetime]],
+    known: frozenset[str],
+    now: datetime,
+) -> tuple[UnitStep, ...]:
+    """Return what to do to each unit that is not as desired.
+
+    restarts: by unit, oldest first. known: units that ran before, as the ledger tells, so that an absent one is a
+    loss and not a first start.
+    """
+    steps: list[UnitStep] = []
+    for unit in desired:
+        instance = observed.get(unit.name)
+        if instance is not None and instance.state is InstanceState.RUNNING:
+            if instance.fingerprint != unit.fingerprint:
+                steps.append(Apply(unit=unit, cause="its configuration changed", restart=True))
+            continue
+        if instance is None and unit.name not in known:
+            steps.append(Apply(unit=unit, cause="first start", restart=False))
+            continue
+        cause = explain_end(instance)
+        history = restarts.get(unit.name, ())
+        due = (history[-1] + timedelta(seconds=backoff(history))) if history else now
+        ran = instance.started_at if instance else None
+        if ran and (now - ran).total_seconds() > STABLE_S + BACKOFF_MOST_S:
+            due = now
+        if due > now:
+            steps.append(Wait(unit=unit.name, until=due, cause=cause))
+        else:
+            steps.append(Apply(unit=unit, cause=cause, restart=True))
+    wanted = {unit.name for unit in desired}
+    steps += [Remove(unit=name, cause="nothing wants it") for name in observed if name not in wanted]
+    return tuple(steps)
+
+
+def explain_end(instance: Instance | None) -> str:
+    """Say why an instance does not run."""
+    if instance is None:
+        return "its container was removed by someone else"
+    if instance.oom_killed:
+        return "out of memory (its limit was reached)"
+    if instance.state is InstanceState.CREATED:
+        return "its container was made but never started" + (f": {instance.error}" if instance.error else "")
+    if instance.exit_code is None:
+        return "it is not running"
+    if (name := SIGNALS.get(instance.exit_code - SIGNAL_BASE)) is not None:
+        return f"ended by {name} (exit code {instance.exit_code})"
+    return f"exited with code {instance.exit_code}"

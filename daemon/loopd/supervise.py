@@ -1,0 +1,244 @@
+"""supervise: owns keeping gateway, agent and the champion's engine running, and writing down why each restarted.
+
+Desired against observed on every event, every ``relist_s`` and whenever a wait ends. Each unit is mended in a task
+of its own, so that a slow one holds up nobody. Sandboxes belong to the broker, candidates to their rollout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+
+from loopd.engine import Engine, Event, Instance, InstanceState, Relist, Unit
+from loopd.errors import LoopdError
+from loopd.ledger import Ledger
+from loopd.loading import Loader
+from loopd.metrics import Metrics
+from loopd.plan import Apply, Remove, Wait, plan_units
+from loopd.registry import Registry
+from loopd.rollout import Rollouts
+from loopd.routing import Routing
+from loopd.state import Database, now
+from loopd.units import ENGINE_PREFIX, GATEWAY, SANDBOX_PREFIX
+
+RESTARTS_READ = 32  # of a unit, newest; more would not change the back-off
+RETRY_S = 1.0  # after a reconcile that failed
+
+log = structlog.get_logger("loopd.supervise")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """One restart of a unit."""
+
+    unit: str
+    at: datetime
+    cause: str
+
+
+class Restarts:
+    """The restarts in state.db; they survive loopd, and so does the back-off made of them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def record(self, unit: str, cause: str) -> None:
+        """Write one down."""
+        await self._database.execute("INSERT INTO restarts (unit, at, cause) VALUES (?,?,?)", (unit, now(), cause))
+
+    async def of(self, unit: str) -> list[Restart]:
+        """Return the newest restarts of a unit, oldest first."""
+        rows = await self._database.fetch_all(
+            "SELECT unit, at, cause FROM restarts WHERE unit = ? ORDER BY seq DESC LIMIT ?",
+            (unit, RESTARTS_READ),
+        )
+        return [Restart(unit=r["unit"], at=datetime.fromisoformat(r["at"]), cause=r["cause"]) for r in reversed(rows)]
+
+    async def count(self, unit: str) -> int:
+        """Return how often a unit was restarted."""
+        row = await self._database.fetch_one("SELECT count(*) AS n FROM restarts WHERE unit = ?", (unit,))
+        return int(row["n"]) if row else 0
+
+
+@dataclass(kw_only=True)
+class Supervisor:
+    """Keeps the units running."""
+
+    engine: Engine
+    loader: Loader
+    registry: Registry
+    rollouts: Rollouts
+    routing: Routing
+    restarts: Restarts
+    ledger: Ledger
+    metrics: Metrics
+    fixed: Callable[[], Sequence[Unit]]  #: the units that are always wanted: gateway and agent
+    engine_unit: Callable[..., Unit]  #: the unit of a release
+    prepare_gateway: Callable[[], object]  #: awaited before the gateway starts: its configuration must be on disk
+    relist_s: float
+    on_success: Callable[[], None] = lambda: None  #: after each reconcile that worked
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _mending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _wake_at: float | None = None
+
+    async def run_forever(self) -> None:
+        """Reconcile until cancelled."""
+        watcher = asyncio.create_task(self._watch(), name="engine-events")
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    with self.metrics.reconcile_seconds.time():
+                        await self.reconcile()
+                    self.metrics.reconciled_at.set(time.time())
+                    self.on_success()
+                    delay = self.relist_s
+                except LoopdError as error:
+                    log.warning("reconcile.failed", error=str(error))
+                    delay = RETRY_S
+                await self._sleep(delay)
+        finally:
+            watcher.cancel()
+            for task in self._mending.values():
+                task.cancel()
+            await asyncio.gather(watcher, *self._mending.values(), return_exceptions=True)
+
+    def poke(self) -> None:
+        """Reconcile soon."""
+        self._wake.set()
+
+    async def desired(self) -> list[Unit]:
+        """Return the units that should run."""
+        units = list(self.fixed())
+        champion = (await self.registry.serving()).champion
+        if champion:
+            units.append(self.engine_unit(await self.registry.get(champion)))
+        return units
+
+    async def reconcile(self) -> None:
+        """Observe once, plan once, start what is to be mended. Raises EngineDownError."""
+        await self.engine.open()
+        desired = await self.desired()
+        theirs = await self._of_rollout() - {unit.name for unit in desired}
+        observed = {
+            i.unit: i
+            for i in await self.engine.observe()
+            if not i.unit.startswith(SANDBOX_PREFIX) and i.unit not in theirs
+        }
+        histories = {unit.name: [r.at for r in await self.restarts.of(unit.name)] for unit in desired}
+        known = frozenset([u.name for u in desired if await self.ledger.last(u.name, "unit.")])
+        steps = plan_units(desired=desired, observed=observed, restarts=histories, known=known, now=datetime.now(UTC))
+        self._wake_at = None
+        for step in steps:
+            match step:
+                case Apply(unit=unit):
+                    self._mend(unit.name, self._apply(step, observed.get(unit.name)))
+                case Remove(unit=name, cause=cause):
+                    self._mend(name, self._remove(name, cause))
+                case Wait(until=until):
+                    delay = max(0.0, (until - datetime.now(UTC)).total_seconds())
+                    self._wake_at = min(self._wake_at or delay, delay)
+        if not steps and not self._mending:
+            await self.routing.converge()
+
+    def _mend(self, name: str, work: object) -> None:
+        """Run one unit's repair, unless one is under way."""
+        assert asyncio.iscoroutine(work)  # noqa: S101 both callers pass one; for the type checker
+        if name in self._mending:
+            work.close()
+            return
+        task = asyncio.create_task(work, name=f"mend-{name}")
+        self._mending[name] = task
+
+        def finished(ended: asyncio.Task[None]) -> None:
+            del self._mending[name]
+            if not ended.cancelled() and (error := ended.exception()) is not None:
+                log.error("unit.mend_failed", unit=name, error=str(error))
+            self._wake.set()
+
+        task.add_done_callback(finished)
+
+    async def _apply(self, step: Apply, seen: Instance | None) -> None:
+        """Start or restart one unit, then bring it into service."""
+        unit = step.unit
+        if step.restart:
+            await self.restarts.record(unit.name, step.cause)
+            self.metrics.restarts.labels(unit=unit.name).inc()
+            await self.ledger.append(
+                "unit.restarted",
+                unit.name,
+                step.cause,
+                exit_code=seen.exit_code if seen else None,
+                oom_killed=seen.oom_killed if seen else False,
+            )
+        try:
+            await self._bring_up(unit)
+        except LoopdError as error:
+            await self.ledger.append("unit.failed", unit.name, str(error)[:1000])
+            if not step.restart:  # a first start that failed counts, so that the next one waits
+                await self.restarts.record(unit.name, str(error)[:200])
+            return
+        if not step.restart:
+            await self.ledger.append("unit.started", unit.name, step.cause)
+
+    async def _bring_up(self, unit: Unit) -> None:
+        if unit.name.startswith(ENGINE_PREFIX):
+            champion = (await self.registry.serving()).champion
+            if champion is None or self.engine_unit(release := await self.registry.get(champion)).name != unit.name:
+                return  # promoted away meanwhile
+            instance = await self.loader.start(release)
+            await self.routing.converge()
+            if instance.address:
+                await self.loader.load(release, instance.address)
+        else:
+            if unit.name == GATEWAY:
+                prepared = self.prepare_gateway()
+                assert asyncio.iscoroutine(prepared)  # noqa: S101 a callable type cannot say "coroutine of anything"
+                await prepared
+            await self.engine.apply(unit)
+        await self.routing.converge()
+
+    async def _remove(self, name: str, cause: str) -> None:
+        await self.engine.remove(name)
+        await self.ledger.append("unit.removed", name, cause)
+
+    async def _of_rollout(self) -> set[str]:
+        """Return the units that belong to the rollout under way."""
+        rollout = await self.rollouts.active()
+        if rollout is None:
+            return set()
+        releases = [rollout.candidate, rollout.champion, *(await self.registry.serving()).shares]
+        return {self.engine_unit(await self.registry.get(r)).name for r in releases if r}
+
+    async def _watch(self) -> None:
+        async for event in self.engine.watch():
+            match event:
+                case Relist():
+                    self.metrics.relists.inc()
+                case Event(unit=unit) if unit.startswith(SANDBOX_PREFIX):
+                    continue
+                case Event(action="died" | "oom" | "removed"):
+                    delay = (datetime.now(UTC) - event.at).total_seconds()
+                    self.metrics.death_seen_seconds.observe(max(0.0, delay))
+                    log.info("unit.ended", unit=event.unit, action=event.action, exit_code=event.exit_code)
+            self._wake.set()
+
+    async def _sleep(self, delay: float) -> None:
+        """Wait for the next reason to reconcile, at most ``delay`` seconds."""
+        if self._wake_at is not None:
+            delay = min(delay, self._wake_at)
+        try:
+            async with asyncio.timeout(delay):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+
+def is_running(instance: Instance | None) -> bool:
+    """Tell whether an instance runs."""
+    return instance is not None and instance.state is InstanceState.RUNNING

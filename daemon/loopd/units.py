@@ -1,0 +1,206 @@
+"""units: owns what each container is: image, user, network, mounts, limits. Pure but for the paths it names.
+
+Users are numeric and differ by unit, so that one unit's files mean nothing to another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from loopd.config import Settings
+from loopd.engine import Limits, Mount, Unit
+from loopd.release import Release
+
+GATEWAY = "gateway"
+AGENT = "agent"
+SANDBOX_PREFIX = "sandbox-"
+ENGINE_PREFIX = "engine-"
+
+ENGINE_UID = 10001
+AGENT_UID = 10002
+TOOLRUNNER_UID = 10003
+GATEWAY_UID = 10004
+
+ENGINE_PORT = 11434
+AGENT_PORT = 8000
+
+TOOL_SOCKET = "mcp.sock"
+
+# The runner's process and its buffers beside the weights and the key-value cache; measured 80 MB for a tiny model.
+ENGINE_OVERHEAD_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where things are on this host."""
+
+    home: Path
+    run_dir: Path
+
+    @property
+    def state(self) -> Path:
+        """state.db."""
+        return self.home / "state.db"
+
+    @property
+    def token(self) -> Path:
+        """The control API's bearer token."""
+        return self.home / "control.token"
+
+    @property
+    def incoming(self) -> Path:
+        """Where people drop models."""
+        return self.home / "models" / "incoming"
+
+    @property
+    def rejected(self) -> Path:
+        """Where refused models go, each with its reason."""
+        return self.home / "models" / "rejected"
+
+    @property
+    def blobs(self) -> Path:
+        """Accepted weights by digest."""
+        return self.home / "models" / "blobs"
+
+    @property
+    def engines(self) -> Path:
+        """One engine directory for each release."""
+        return self.home / "engines"
+
+    @property
+    def gateway(self) -> Path:
+        """The gateway's configuration and sockets."""
+        return self.run_dir / "gateway"
+
+    @property
+    def broker(self) -> Path:
+        """The lease broker's socket."""
+        return self.run_dir / "broker"
+
+    @property
+    def leases(self) -> Path:
+        """Sockets of leased sandboxes, as the agent sees them."""
+        return self.run_dir / "leases"
+
+    @property
+    def sandboxes(self) -> Path:
+        """One socket directory for each sandbox."""
+        return self.run_dir / "sandboxes"
+
+    @property
+    def control_socket(self) -> Path:
+        """The control API for root."""
+        return self.run_dir / "control.sock"
+
+    def blob(self, sha256: str) -> Path:
+        """Return where weights of this digest are kept."""
+        return self.blobs / f"{sha256}.gguf"
+
+    def directories(self) -> tuple[tuple[Path, int, int], ...]:
+        """Return (path, mode, owner) of each directory loopd makes at start, parents first."""
+        return (
+            (self.home, 0o755, 0),
+            (self.home / "models", 0o755, 0),
+            (self.incoming, 0o755, 0),
+            (self.rejected, 0o755, 0),
+            (self.blobs, 0o755, 0),
+            (self.engines, 0o755, 0),
+            (self.run_dir, 0o755, 0),
+            (self.gateway, 0o750, GATEWAY_UID),
+            (self.broker, 0o750, AGENT_UID),
+            (self.leases, 0o700, AGENT_UID),
+            (self.sandboxes, 0o711, 0),
+        )
+
+
+def layout_of(settings: Settings) -> Layout:
+    """Return the layout the settings ask for."""
+    return Layout(settings.home, settings.run_dir)
+
+
+def gateway_unit(settings: Settings, image: str) -> Unit:
+    """Return the gateway: on the host's network, so that the host's firewall governs what it opens."""
+    return Unit(
+        name=GATEWAY,
+        image=image,
+        user=f"{GATEWAY_UID}:{GATEWAY_UID}",
+        network="host",
+        limits=Limits(memory_bytes=256 << 20, pids=64),
+        mounts=(Mount(source=str(layout_of(settings).gateway), target="/run/gateway"),),
+        stop_grace_s=5,
+    )
+
+
+def agent_unit(settings: Settings, image: str, *, internal_address: str) -> Unit:
+    """Return the agent, which reaches the model only through the gateway."""
+    layout = layout_of(settings)
+    environment = {
+        "AGENT_ENGINE_URL": f"http://{internal_address}:{settings.internal_port}",
+        "AGENT_MODEL": settings.model_alias,
+        "AGENT_NUM_CTX": str(settings.num_ctx),
+        "AGENT_MAX_BODY_BYTES": str(settings.max_body_bytes),
+        "AGENT_BROKER_SOCKET": "/run/broker/broker.sock",
+        "AGENT_LEASES_DIR": "/run/leases",
+        "AGENT_PORT": str(AGENT_PORT),
+    }
+    return Unit(
+        name=AGENT,
+        image=image,
+        user=f"{AGENT_UID}:{AGENT_UID}",
+        network="internal",
+        limits=Limits(memory_bytes=512 << 20, pids=128),
+        environment=tuple(sorted(environment.items())),
+        mounts=(
+            Mount(source=str(layout.broker), target="/run/broker", read_only=True),
+            Mount(source=str(layout.leases), target="/run/leases", read_only=True),
+        ),
+    )
+
+
+def engine_unit(settings: Settings, release: Release) -> Unit:
+    """Return the engine of one release, with its own copy of nothing: the weights are a hard link."""
+    return Unit(
+        name=release.unit,
+        image=release.engine_image,
+        user=f"{ENGINE_UID}:{ENGINE_UID}",
+        network="internal",
+        limits=Limits(memory_bytes=memory_needed(release), pids=256),
+        environment=(
+            ("OLLAMA_KEEP_ALIVE", "-1"),
+            ("OLLAMA_NOPRUNE", "1"),
+            ("OLLAMA_NUM_PARALLEL", str(settings.engine_parallel)),
+        ),
+        mounts=(Mount(source=str(layout_of(settings).engines / release.short), target="/models"),),
+    )
+
+
+def sandbox_unit(settings: Settings, image: str, sandbox: str) -> Unit:
+    """Return one sandbox: no network, nothing of the host but the directory of its own socket."""
+    box = settings.sandbox
+    return Unit(
+        name=f"{SANDBOX_PREFIX}{sandbox}",
+        image=image,
+        user=f"{TOOLRUNNER_UID}:{TOOLRUNNER_UID}",
+        network="none",
+        limits=Limits(memory_bytes=box.memory_bytes, cpus=box.cpus, pids=box.pids),
+        environment=(("TOOLRUNNER_SOCKET", f"/run/toolrunner/{TOOL_SOCKET}"),),
+        mounts=(Mount(source=str(layout_of(settings).sandboxes / sandbox), target="/run/toolrunner"),),
+        tmpfs=(
+            ("/tmp", "size=64m,nosuid,nodev"),  # noqa: S108 inside the container
+            (
+                "/workspace",
+                f"size=256m,nosuid,nodev,exec,uid={TOOLRUNNER_UID},gid={TOOLRUNNER_UID},mode=0700",
+            ),
+        ),
+        stop_grace_s=0,
+    )
+
+
+def memory_needed(release: Release) -> int:
+    """Return the bytes an engine of this release is admitted with and limited to.
+
+    Weights (mapped, so counted once), as much again for the key-value cache and compute buffers, and the
+    runner's own; generous, since too small a limit kills the engine in the middle of an answer.
+    """
+    return 2 * release.size_bytes + ENGINE_OVERHEAD_BYTES + release.num_ctx * (64 << 10)

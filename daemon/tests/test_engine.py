@@ -1,0 +1,233 @@
+"""The engine seam's contract, held by the fake and by real Docker alike."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import docker
+import pytest
+
+from loopd.docker_engine import LABEL_INSTANCE, Connection, DockerEngine, parse_event
+from loopd.engine import (
+    Engine,
+    EngineDownError,
+    Event,
+    ImageMissingError,
+    InMemoryEngine,
+    InstanceState,
+    Limits,
+    Mount,
+    Relist,
+    Unit,
+)
+from loopd.errors import NotFoundError
+
+IMAGE = "debian:bookworm-slim"
+SLEEP = ("sleep", "600")
+
+
+@dataclass
+class Bench:
+    engine: Engine
+    instance: str
+
+    async def kill(self, unit: str) -> None:
+        """End a unit from outside, as a crash does."""
+        if isinstance(self.engine, InMemoryEngine):
+            self.engine.die(unit, exit_code=137)
+        else:
+            client = docker.from_env()
+            await asyncio.to_thread(client.containers.get(f"{self.instance}-{unit}").kill)
+            client.close()
+
+
+@pytest.fixture(params=["memory", pytest.param("docker", marks=pytest.mark.docker)])
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    instance = f"t{secrets.token_hex(4)}"
+    if request.param == "memory":
+        yield Bench(InMemoryEngine(images={IMAGE: "sha256:1"}), instance)
+        return
+    engine = DockerEngine(Connection(None, instance))
+    await engine.open()
+    try:
+        yield Bench(engine, instance)
+    finally:
+        await engine.close()
+        client = docker.from_env()
+        for container in client.containers.list(all=True, filters={"label": f"{LABEL_INSTANCE}={instance}"}):
+            container.remove(force=True)
+        for network in client.networks.list(filters={"label": f"{LABEL_INSTANCE}={instance}"}):
+            network.remove()
+        client.close()
+
+
+def unit(name: str = "agent", **changes: object) -> Unit:
+    values: dict[str, object] = {
+        "name": name,
+        "image": IMAGE,
+        "user": "10002:10002",
+        "network": "internal",
+        "limits": Limits(memory_bytes=64 << 20, cpus=0.5, pids=32),
+        "command": SLEEP,
+        "stop_grace_s": 0,
+    }
+    return Unit(**{**values, **changes})  # type: ignore[arg-type]  # test data by name
+
+
+async def test_apply_runs_a_unit_and_again_changes_nothing(bench: Bench) -> None:
+    first = await bench.engine.apply(unit())
+    second = await bench.engine.apply(unit())
+    assert first.state is InstanceState.RUNNING
+    assert first.address
+    assert (second.id, second.started_at) == (first.id, first.started_at)
+    assert [i.unit for i in await bench.engine.observe()] == ["agent"]
+
+
+async def test_a_changed_unit_gets_a_new_container(bench: Bench) -> None:
+    first = await bench.engine.apply(unit())
+    second = await bench.engine.apply(unit(environment=(("A", "1"),)))
+    assert second.id != first.id
+    assert [i.id for i in await bench.engine.observe()] == [second.id]
+
+
+async def test_a_dead_instance_is_seen_with_its_exit_code_and_started_again(bench: Bench) -> None:
+    first = await bench.engine.apply(unit())
+    await bench.kill("agent")
+    dead = (await bench.engine.observe())[0]
+    assert (dead.state, dead.exit_code, dead.address) == (InstanceState.STOPPED, 137, None)
+    again = await bench.engine.apply(unit())
+    assert (again.state, again.id) == (InstanceState.RUNNING, first.id)
+
+
+async def test_remove_is_fine_with_what_is_absent(bench: Bench) -> None:
+    await bench.engine.apply(unit())
+    await bench.engine.remove("agent", grace_s=0)
+    await bench.engine.remove("agent", grace_s=0)
+    assert await bench.engine.observe() == ()
+
+
+async def test_a_missing_image_is_named(bench: Bench) -> None:
+    with pytest.raises(ImageMissingError, match="no-such-image"):
+        await bench.engine.apply(unit(image="no-such-image:1"))
+    assert await bench.engine.observe() == ()
+
+
+async def test_watching_tells_of_a_death_after_a_first_relist(bench: Bench) -> None:
+    await bench.engine.apply(unit())
+    events = bench.engine.watch()
+    async with asyncio.timeout(10):
+        assert isinstance(await anext(events), Relist)
+        await bench.kill("agent")
+        async for event in events:
+            if isinstance(event, Event) and event.action == "died":
+                assert (event.unit, event.exit_code) == ("agent", 137)
+                break
+    with contextlib.suppress(AttributeError):
+        await events.aclose()  # type: ignore[attr-defined]  # both sides are generators
+
+
+async def test_a_signal_to_what_does_not_run_is_refused(bench: Bench) -> None:
+    with pytest.raises(NotFoundError, match="agent"):
+        await bench.engine.signal("agent", "SIGUSR2")
+
+
+async def test_logs_of_nothing_are_empty(bench: Bench) -> None:
+    assert await bench.engine.logs("agent") == ""
+
+
+async def test_a_job_runs_to_its_end_and_is_gone(bench: Bench) -> None:
+    result = await bench.engine.run(unit("job", command=("true",), network="none"), timeout_s=30)
+    assert result.exit_code == 0
+    assert await bench.engine.observe() == ()
+
+
+async def test_networks_give_addresses_as_asked(bench: Bench) -> None:
+    none = await bench.engine.apply(unit("a", network="none"))
+    host = await bench.engine.apply(unit("b", network="host"))
+    assert (none.address, host.address) == (None, "127.0.0.1")
+
+
+# --- what only Docker can show
+
+
+@pytest.mark.docker
+async def test_every_container_has_least_privilege() -> None:
+    instance = f"t{secrets.token_hex(4)}"
+    engine = DockerEngine(Connection(None, instance))
+    await engine.open()
+    try:
+        result = await engine.run(
+            unit("job", command=("cat", "/proc/self/status"), network="none"),
+            timeout_s=30,
+        )
+        status = dict(line.split(":\t", 1) for line in result.output.splitlines() if ":\t" in line)
+        assert status["CapEff"] == status["CapBnd"] == "0" * 16
+        assert (status["NoNewPrivs"], status["Seccomp"], status["Uid"].split()[0]) == ("1", "2", "10002")
+        written = await engine.run(unit("job2", command=("touch", "/x"), network="none"), timeout_s=30)
+        assert written.exit_code == 1
+        assert "Read-only" in written.output
+        with pytest.raises(TimeoutError, match="did not end"):
+            await engine.run(unit("job3", command=SLEEP, network="none"), timeout_s=1)
+        assert await engine.observe() == ()
+    finally:
+        client = docker.from_env()
+        for network in client.networks.list(filters={"label": f"{LABEL_INSTANCE}={instance}"}):
+            network.remove()
+        client.close()
+        await engine.close()
+
+
+@pytest.mark.docker
+async def test_a_foreign_container_of_the_same_name_is_not_touched() -> None:
+    instance = f"t{secrets.token_hex(4)}"
+    client = docker.from_env()
+    foreign = client.containers.create(IMAGE, list(SLEEP), name=f"{instance}-agent")
+    engine = DockerEngine(Connection(None, instance))
+    await engine.open()
+    try:
+        with pytest.raises(Exception, match="not ours"):
+            await engine.apply(unit())
+        await engine.remove("agent")
+        foreign.reload()
+        assert foreign.status == "created"
+    finally:
+        foreign.remove(force=True)
+        client.networks.get(f"{instance}-internal").remove()
+        client.close()
+        await engine.close()
+
+
+@pytest.mark.parametrize("url", ["unix:///no/such/docker.sock"])
+async def test_an_engine_that_is_not_there_is_said_to_be_down(url: str) -> None:
+    engine = DockerEngine(Connection(url, "t"))
+    with pytest.raises(EngineDownError, match="does not answer"):
+        await engine.open()
+    with pytest.raises(EngineDownError):
+        await engine.observe()
+    await engine.close()
+
+
+async def test_the_fake_can_be_down() -> None:
+    with pytest.raises(EngineDownError):
+        await InMemoryEngine(down=True).observe()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {},
+        {"Action": "die"},
+        {"Action": "exec_create: x", "Actor": {"Attributes": {"loopbox.unit": "agent"}}},
+        {"Action": "die", "Actor": {"Attributes": {"loopbox.unit": "job", "loopbox.job": "1"}}},
+    ],
+)
+def test_events_that_do_not_matter_are_passed_over(raw: dict[str, object]) -> None:
+    assert parse_event(raw) is None
+
+
+def test_mounts_are_part_of_the_fingerprint() -> None:
+    assert unit().fingerprint != unit(mounts=(Mount(source="/a", target="/b"),)).fingerprint

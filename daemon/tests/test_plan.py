@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopd.engine import Instance, InstanceState, Limits, Unit
+from loopd.plan import (
+    BACKOFF_MOST_S,
+    Apply,
+    Observed,
+    Phase,
+    Remove,
+    Wait,
+    backoff,
+    explain_end,
+    plan_rollout,
+    plan_units,
+)
+from loopd.steps import Conclude, Step, key, kind
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+OLD, NEW = "a" * 64, "b" * 64
+
+
+def seen(
+    *,
+    running: dict[str, str] | None = None,
+    champion: str | None = OLD,
+    shares: dict[str, int] | None = None,
+    done: frozenset[str] = frozenset(),
+) -> Observed:
+    running = running if running is not None else {OLD: "c1"}
+    return Observed(
+        running=running,
+        present=frozenset(running),
+        champion=champion,
+        shares={OLD: 100} if shares is None else shares,
+        done=done,
+    )
+
+
+def kinds(steps: tuple[Step, ...]) -> list[str]:
+    return [kind(step) for step in steps]
+
+
+def test_a_fresh_rollout_prepares_flips_drains_and_retires() -> None:
+    steps = plan_rollout(candidate=NEW, champion=OLD, phase=Phase.ACTIVE, observed=seen(), host="local")
+    assert kinds(steps) == ["start", "load", "check", "shift", "promote", "drain", "retire", "conclude"]
+
+
+def test_the_first_release_has_nothing_to_drain() -> None:
+    observed = seen(running={}, champion=None, shares={})
+    steps = plan_rollout(candidate=NEW, champion=None, phase=Phase.ACTIVE, observed=observed, host="local")
+    assert kinds(steps) == ["start", "load", "check", "shift", "promote", "conclude"]
+
+
+def test_what_was_done_in_a_container_that_died_is_done_again() -> None:
+    """A load journaled for container c2 says nothing about c3."""
+    done = frozenset({f"start:{NEW}", f"load:{NEW}:c2", f"check:{NEW}:c2"})
+    same = seen(running={OLD: "c1", NEW: "c2"}, done=done)
+    other = seen(running={OLD: "c1", NEW: "c3"}, done=done)
+    plan = lambda observed: kinds(
+        plan_rollout(candidate=NEW, champion=OLD, phase=Phase.ACTIVE, observed=observed, host="local")
+    )
+    assert plan(same)[:2] == ["shift", "promote"]
+    assert plan(other)[:3] == ["load", "check", "shift"]
+
+
+def test_after_promotion_only_the_old_one_is_cleared_away() -> None:
+    observed = seen(running={OLD: "c1", NEW: "c2"}, champion=NEW, shares={OLD: 0, NEW: 100})
+    steps = plan_rollout(candidate=NEW, champion=OLD, phase=Phase.ACTIVE, observed=observed, host="local")
+    assert kinds(steps) == ["drain", "retire", "conclude"]
+    assert all(key(step).endswith(OLD) for step in steps[:-1])
+
+
+def test_an_aborted_rollout_removes_the_candidate_and_nothing_else() -> None:
+    observed = seen(running={OLD: "c1", NEW: "c2"}, shares={OLD: 100, NEW: 0})
+    steps = plan_rollout(candidate=NEW, champion=OLD, phase=Phase.ABORTING, observed=observed, host="local")
+    assert kinds(steps) == ["retire", "conclude"]
+    assert key(steps[0]) == f"retire:{NEW}"
+
+
+ids = st.sampled_from([OLD, NEW, "c" * 64])
+
+
+@given(
+    running=st.dictionaries(ids, st.sampled_from(["c1", "c2", "c3"])),
+    champion=st.one_of(st.none(), ids),
+    began=st.one_of(st.none(), ids),
+    shares=st.dictionaries(ids, st.integers(0, 100)),
+    done=st.frozensets(st.sampled_from([f"start:{NEW}", f"load:{NEW}:c1", f"drain:{OLD}", f"check:{NEW}:c1"])),
+    phase=st.sampled_from([Phase.ACTIVE, Phase.ABORTING]),
+)
+def test_a_plan_never_harms_the_champion(
+    running: dict[str, str],
+    champion: str | None,
+    began: str | None,
+    shares: dict[str, int],
+    done: frozenset[str],
+    phase: Phase,
+) -> None:
+    """Whatever is seen: the plan ends, and before promotion no champion is drained or retired."""
+    observed = seen(running=running, champion=champion, shares=shares, done=done)
+    steps = plan_rollout(candidate=NEW, champion=began, phase=phase, observed=observed, host="local")
+    assert isinstance(steps[-1], Conclude)
+    assert len({key(step) for step in steps}) == len(steps)
+    names = kinds(steps)
+    if phase is Phase.ACTIVE and champion != NEW:
+        first_loss = min((names.index(k) for k in ("drain", "retire") if k in names), default=len(names))
+        assert names.index("promote") < first_loss
+    if phase is Phase.ABORTING:
+        assert set(names) <= {"retire", "conclude"}
+    assert not any(key(step) == f"retire:{NEW}" for step in steps if phase is Phase.ACTIVE)
+
+
+# --- units
+
+
+def unit(name: str, image: str = "image") -> Unit:
+    return Unit(name=name, image=image, user="1:1", network="none", limits=Limits(memory_bytes=1))
+
+
+def instance(of: Unit, **changes: object) -> Instance:
+    values: dict[str, object] = {
+        "unit": of.name,
+        "id": "c1",
+        "image_id": "i",
+        "fingerprint": of.fingerprint,
+        "state": InstanceState.RUNNING,
+        "address": None,
+        "started_at": NOW - timedelta(seconds=5),
+    }
+    return Instance(**{**values, **changes})  # type: ignore[arg-type]  # test data by name
+
+
+def plan_one(
+    of: Unit, observed: dict[str, Instance], restarts: tuple[datetime, ...] = (), known: bool = True
+) -> object:
+    steps = plan_units(
+        desired=[of],
+        observed=observed,
+        restarts={of.name: restarts},
+        known=frozenset({of.name}) if known else frozenset(),
+        now=NOW,
+    )
+    return steps[0] if steps else None
+
+
+def test_a_unit_as_desired_is_left_alone() -> None:
+    agent = unit("agent")
+    assert plan_one(agent, {"agent": instance(agent)}) is None
+
+
+def test_a_first_start_is_not_a_restart_but_a_lost_container_is() -> None:
+    agent = unit("agent")
+    first, lost = plan_one(agent, {}, known=False), plan_one(agent, {})
+    assert isinstance(first, Apply)
+    assert isinstance(lost, Apply)
+    assert (first.restart, lost.restart) == (False, True)
+    assert "removed" in lost.cause
+
+
+def test_a_changed_specification_replaces_the_container() -> None:
+    step = plan_one(unit("agent", "new"), {"agent": instance(unit("agent", "old"))})
+    assert isinstance(step, Apply)
+    assert "configuration" in step.cause
+
+
+def test_a_crash_loop_waits_longer_each_time() -> None:
+    agent = unit("agent")
+    dead = {"agent": instance(agent, state=InstanceState.STOPPED, exit_code=1)}
+    assert isinstance(plan_one(agent, dead), Apply)
+    step = plan_one(agent, dead, tuple(NOW - timedelta(seconds=s) for s in (3, 2, 1, 0.01)))
+    assert isinstance(step, Wait)
+    assert step.until > NOW
+
+
+def test_what_nobody_wants_is_removed() -> None:
+    stray = unit("engine-0123")
+    steps = plan_units(desired=[], observed={stray.name: instance(stray)}, restarts={}, known=frozenset(), now=NOW)
+    assert steps == (Remove(unit="engine-0123", cause="nothing wants it"),)
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=40))
+def test_backoff_grows_to_its_cap_in_a_loop(gaps: list[float]) -> None:
+    times = [NOW]
+    for gap in gaps:
+        times.append(times[-1] + timedelta(seconds=gap))
+    waits = [backoff(times[: n + 1]) for n in range(len(times))]
+    assert waits == sorted(waits)
+    assert all(0 < wait <= BACKOFF_MOST_S for wait in waits)
+
+
+def test_backoff_begins_anew_after_a_stable_hour() -> None:
+    loop = [NOW + timedelta(seconds=s) for s in range(6)]
+    assert backoff([]) == 0
+    assert backoff([*loop, NOW + timedelta(hours=1)]) == backoff([NOW])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"exit_code": 137}, "SIGKILL"),
+        ({"exit_code": 139}, "SIGSEGV"),
+        ({"exit_code": 0}, "code 0"),
+        ({"exit_code": 137, "oom_killed": True}, "memory"),
+        ({"state": InstanceState.CREATED, "error": "no such file"}, "no such file"),
+    ],
+)
+def test_each_end_has_its_cause(changes: dict[str, object], said: str) -> None:
+    assert said in explain_end(instance(unit("agent"), **{"state": InstanceState.STOPPED, **changes}))
