@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import docker
 import docker.errors
@@ -24,7 +24,7 @@ import requests.exceptions
 
 from loopd.docker_engine import LABEL_INSTANCE, Connection
 from loopd.engine import EngineDownError
-from loopd.images import Entry, ImagesError, Recipe, read_folder
+from loopd.images import REPOSITORY, Entry, ImagesError, Recipe, read_folder
 
 LABEL_BUILT = "loopbox.built"  # its value is the image's name
 CA_FILE = "ca-certificates.crt"  # at the root of every build context
@@ -67,9 +67,9 @@ class DockerImages:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._client = connection.client(timeout=SILENCE_S)
+        self._client = connection.client()
 
-    def __enter__(self) -> DockerImages:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,6 +102,7 @@ class DockerImages:
                 tag=recipe.tag,
                 buildargs=dict(recipe.arguments) | proxies(os.environ),
                 network_mode="host",
+                timeout=int(SILENCE_S),
                 rm=True,
                 forcerm=True,
                 nocache=False,
@@ -146,18 +147,17 @@ class DockerImages:
 
     def remove_images(self, also: Iterable[str] = ()) -> Swept:
         """Remove every image we built, and ``also`` these tags, but none that a container uses."""
+        removed: list[str] = []
+        kept: list[str] = []
         with _asked("remove images"):
-            built = self._client.images.list(filters={"label": LABEL_BUILT})
-            removed: list[str] = []
-            kept: list[str] = []
-            # Children first: an image with children cannot go, and a removed child takes its untagged parents along.
-            names = [(i.tags or [str(i.id)], i.attrs.get("Created", 0)) for i in built]
-            for tags, _ in sorted(names, key=lambda n: n[1], reverse=True):
-                for tag in tags:
-                    self._remove_image(tag, removed, kept)
-            for tag in [*kept, *also]:  # a parent made later than its child, or one whose child has gone now
-                self._remove_image(tag, removed, kept)
-        return Swept(tuple(removed), tuple(dict.fromkeys(k for k in kept if k not in removed)))
+            built = self._client.api.images(filters={"label": LABEL_BUILT})
+            # Newest first: an image with children cannot go, and a removed child takes its untagged parents along.
+            for image in sorted(built, key=lambda i: int(i["Created"]), reverse=True):
+                for name in _names(image):
+                    self._remove_image(name, removed, kept)
+            for name in [*kept, *also]:  # a parent older than we thought, whose child has gone by now
+                self._remove_image(name, removed, kept)
+        return Swept(tuple(removed), tuple(dict.fromkeys(name for name in kept if name not in removed)))
 
     def _remove_image(self, tag: str, removed: list[str], kept: list[str]) -> None:
         try:
@@ -209,6 +209,12 @@ def proxies(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the proxies to pass on; the engine keeps these arguments out of the image and its history."""
     names = [*_PROXIES, *(name.lower() for name in _PROXIES)]
     return {name: environment[name] for name in names if environment.get(name)}
+
+
+def _names(image: Mapping[str, Any]) -> list[str]:  # Any: the API's JSON
+    """Return what to remove an image by: our tags, or its id when it has none; another's tag is not ours to take."""
+    tags = [str(tag) for tag in image.get("RepoTags") or () if tag != "<none>:<none>"]
+    return [tag for tag in tags if tag.startswith(f"{REPOSITORY}/")] if tags else [str(image["Id"])]
 
 
 def _failure(recipe: Recipe, cause: str, lines: Iterable[str]) -> str:

@@ -5,16 +5,28 @@ Request bytes never pass here: loopd only tells the gateway which servers there 
 
 from __future__ import annotations
 
+import asyncio
+import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, Protocol
+from ipaddress import ip_address
+from typing import Literal, Protocol, get_args
 
-from loopd.errors import UnavailableError
+from loopd.errors import LoopdError, UnavailableError
 
 Pool = Literal["engine", "agent"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
 
 MOST_WEIGHT = 256  # HAProxy's cap for a server
+MOST_SERVERS = 64  # of one pool; far beyond one host, and all weights still fit one line of the runtime socket
+WHOLE = 100  # percent
+POLL_S = 0.02  # HAProxy tells nobody when a server becomes idle
+
+_SERVER = re.compile(r"[a-z0-9-]{1,64}")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+MOST_PORT = 65535
 
 
 class GatewayDownError(UnavailableError):
@@ -23,9 +35,16 @@ class GatewayDownError(UnavailableError):
     code = "gateway_down"
 
 
+class RouteError(LoopdError, ValueError):
+    """The wanted routes make no sense; the gateway was not touched."""
+
+    code = "route_invalid"
+
+
 class ServerState(StrEnum):
     """How the gateway finds a server."""
 
+    STARTING = "starting"  #: takes requests by its weight, but no probe has ended yet; lasts less than a second
     UP = "up"
     DOWN = "down"
     DRAIN = "drain"  #: up, at no weight: takes no new request
@@ -34,12 +53,25 @@ class ServerState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A server that is wanted."""
+    """A server that is wanted. Its fields become words of HAProxy's language, so they are parsed: RouteError."""
 
     pool: Pool
     server: str
     address: str  #: ip:port
     share: int  #: whole percent of its pool; 0 takes no new request, streams in flight go on
+
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS or not _SERVER.fullmatch(self.server):
+            raise RouteError(f"no server may be called {self.pool}/{self.server}: [a-z0-9-], 1 to 64 characters")
+        host, _, port = self.address.rpartition(":")
+        try:
+            ip_address(host.removeprefix("[").removesuffix("]"))
+        except ValueError as error:
+            raise RouteError(f"{self.pool}/{self.server}: {self.address!r} is not ip:port") from error
+        if not _PORT.fullmatch(port) or int(port) > MOST_PORT:
+            raise RouteError(f"{self.pool}/{self.server}: {self.address!r} has no port in 1..{MOST_PORT}")
+        if not 0 <= self.share <= WHOLE:
+            raise RouteError(f"{self.pool}/{self.server}: share {self.share} is not in 0..{WHOLE} percent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +82,7 @@ class Server:
     server: str
     address: str
     weight: int  #: 0..256
-    sessions: int  #: requests in flight on it
+    sessions: int  #: requests in flight on it, waiting ones included
     state: ServerState
 
 
@@ -71,7 +103,11 @@ class Gateway(Protocol):
         ...
 
     async def apply(self, routes: Sequence[Route]) -> Applied:
-        """Make the servers equal to the routes; all weights change in one write; no stream in flight is cut."""
+        """Make the servers equal to the routes; all weights change in one write; no stream in flight is cut.
+
+        A server that is no longer wanted takes no new request at once and leaves when it is idle: at this call or
+        at a later one. Raises RouteError when a pool's shares are neither 100 together nor all 0.
+        """
         ...
 
     async def wait_idle(self, pool: Pool, server: str, *, deadline_s: float) -> bool:
@@ -80,88 +116,104 @@ class Gateway(Protocol):
 
 
 def weights(shares: Mapping[str, int]) -> dict[str, int]:
-    """Return server weights in proportion to whole-percent shares of one pool: the largest share gets 256.
+    """Return the weight, 0..256, of each server of one pool from its share.
 
-    A share above 0 never becomes weight 0. Raises ValueError for a share outside 0..100.
+    Whole percents fit below HAProxy's cap as they are, so every proportion is exact and no share above 0 becomes 0.
+    Raises RouteError for a share that is no whole percent, or a sum that is neither 100 nor 0.
     """
-    if any(not 0 <= share <= 100 for share in shares.values()):  # noqa: PLR2004 percent
-        raise ValueError(f"shares are whole percents from 0 to 100, got {dict(shares)}")
-    largest = max(shares.values(), default=0)
-    if largest == 0:
-        return dict.fromkeys(shares, 0)
-    return {server: max(1, round(share * MOST_WEIGHT / largest)) if share else 0 for server, share in shares.items()}
-
-
-def really_set(routes: Sequence[Route]) -> dict[str, float]:
-    """Return the percent each server gets once its share is rounded to a weight."""
-    by_weight = route_weights(routes)
-    result = {}
-    for route in routes:
-        total = sum(by_weight[r.pool, r.server] for r in routes if r.pool == route.pool)
-        result[f"{route.pool}/{route.server}"] = 100 * by_weight[route.pool, route.server] / total if total else 0.0
-    return result
+    if any(not 0 <= share <= WHOLE for share in shares.values()):
+        raise RouteError(f"a share is a whole percent, 0 to {WHOLE}: {dict(shares)}")
+    if sum(shares.values()) not in (0, WHOLE):
+        raise RouteError(f"the shares of a pool are {WHOLE} percent together, or all 0: {dict(shares)}")
+    most = max(shares.values(), default=0)
+    if most == WHOLE:
+        return {server: MOST_WEIGHT if share else 0 for server, share in shares.items()}
+    factor = MOST_WEIGHT // max(most, 1)
+    return {server: share * factor for server, share in shares.items()}
 
 
 def route_weights(routes: Sequence[Route]) -> dict[tuple[Pool, str], int]:
-    """Return the weight of each route."""
-    result: dict[tuple[Pool, str], int] = {}
-    for pool in {route.pool for route in routes}:
-        found = weights({route.server: route.share for route in routes if route.pool == pool})
-        result |= {(pool, server): weight for server, weight in found.items()}
-    return result
+    """Return each route's weight. Raises RouteError."""
+    found: dict[tuple[Pool, str], int] = {}
+    for pool in POOLS:
+        mine = [route for route in routes if route.pool == pool]
+        shares = {route.server: route.share for route in mine}
+        if len(mine) != len(shares) or len(mine) > MOST_SERVERS:
+            raise RouteError(f"pool {pool} has {len(mine)} routes: at most {MOST_SERVERS}, each server once")
+        found |= {(pool, server): weight for server, weight in weights(shares).items()}
+    return found
 
 
-@dataclass
+def really_set(routes: Sequence[Route]) -> dict[str, float]:
+    """Return "pool/server" -> percent of its pool that the weights give. Raises RouteError."""
+    found = route_weights(routes)
+    totals = {pool: sum(weight for (of, _), weight in found.items() if of == pool) for pool in POOLS}
+    return {
+        f"{pool}/{server}": weight * WHOLE / totals[pool] if totals[pool] else 0.0
+        for (pool, server), weight in found.items()
+    }
+
+
+async def poll_idle(gateway: Gateway, pool: Pool, server: str, deadline_s: float) -> bool:
+    """Look until nothing is in flight on the server, or the deadline passes; looks at least once."""
+    deadline = time.monotonic() + deadline_s
+    while any((s.pool, s.server) == (pool, server) and s.sessions for s in await gateway.observe()):
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(POLL_S)
+    return True
+
+
+@dataclass(slots=True)
 class InMemoryGateway:
-    """A data plane in memory: same contract, no traffic. Tests set what is in flight in ``sessions``."""
+    """The fake: servers in a dict. It and HAProxy pass the same contract suite (tests/test_gateway.py)."""
 
     servers: dict[tuple[Pool, str], Server] = field(default_factory=dict)
-    sessions: dict[str, int] = field(default_factory=dict)  #: server -> requests in flight
+    sessions: dict[str, int] = field(default_factory=dict)  #: by server: requests in flight; set by tests
     unhealthy: set[str] = field(default_factory=set)  #: servers whose probe fails
-    down: bool = False
+    down: bool = False  #: the admin socket does not answer
 
     async def observe(self) -> tuple[Server, ...]:
-        """Return the servers."""
-        self._require_up()
-        return tuple(
-            replace(
-                server,
-                sessions=self.sessions.get(server.server, 0),
-                state=ServerState.DOWN if server.server in self.unhealthy else server.state,
-            )
-            for server in self.servers.values()
-        )
+        """Return the servers, with what is in flight on them and what their probes find now."""
+        self._answer()
+        return tuple(self._seen(server) for server in self.servers.values())
 
     async def apply(self, routes: Sequence[Route]) -> Applied:
-        """Make the servers equal to the routes; those in use stay in maintenance until they are not."""
-        self._require_up()
-        before = dict(self.servers)
+        """Make the servers equal to the routes."""
+        self._answer()
         by_weight = route_weights(routes)
-        wanted: dict[tuple[Pool, str], Server] = {
+        wanted = {
             (r.pool, r.server): Server(
                 pool=r.pool,
                 server=r.server,
                 address=r.address,
                 weight=by_weight[r.pool, r.server],
                 sessions=0,
-                state=ServerState.UP if by_weight[r.pool, r.server] else ServerState.DRAIN,
+                state=ServerState.UP,
             )
             for r in routes
         }
-        busy = {
-            key: replace(server, state=ServerState.MAINT)
+        leaving = {
+            key: replace(server, weight=0, state=ServerState.MAINT)
             for key, server in self.servers.items()
             if key not in wanted and self.sessions.get(server.server)
         }
-        self.servers = wanted | busy
-        return Applied(shares=really_set(routes), changed=self.servers != before, flip_s=0.0)
+        changed = self.servers != wanted | leaving
+        self.servers = wanted | leaving
+        return Applied(shares=really_set(routes), changed=changed, flip_s=0.0)
 
     async def wait_idle(self, pool: Pool, server: str, *, deadline_s: float) -> bool:
-        """Tell whether nothing is in flight; in memory nothing changes while one waits."""
-        del deadline_s
-        self._require_up()
-        return (pool, server) not in self.servers or not self.sessions.get(server)
+        """Look until nothing is in flight: the loop that the real one runs."""
+        return await poll_idle(self, pool, server, deadline_s)
 
-    def _require_up(self) -> None:
+    def _answer(self) -> None:
         if self.down:
-            raise GatewayDownError("the gateway's admin socket does not answer; `loopctl why gateway` says more")
+            raise GatewayDownError("the gateway does not answer; traffic may go on. `loopctl why gateway` says more")
+
+    def _seen(self, server: Server) -> Server:
+        state = server.state
+        if state is not ServerState.MAINT and server.server in self.unhealthy:
+            state = ServerState.DOWN
+        elif state is ServerState.UP and not server.weight:
+            state = ServerState.DRAIN
+        return replace(server, state=state, sessions=self.sessions.get(server.server, 0))

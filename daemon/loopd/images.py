@@ -198,9 +198,8 @@ def find_parents(entries: Iterable[Entry]) -> set[str]:
 def cpu_name(cpuinfo: str) -> str:
     """Return a short digest of what a processor is and can (the text of /proc/cpuinfo), the same for all its cores."""
     first = cpuinfo.split("\n\n", 1)[0]
-    told: Mapping[str, str] = dict(
-        (part.strip() for part in line.split(":", 1)) for line in first.splitlines() if ":" in line
-    )
+    lines = (line.partition(":") for line in first.splitlines())
+    told: Mapping[str, str] = {key.strip(): value for key, _, value in lines}
     kept = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features")
     words = [" ".join(sorted(told.get(key, "").split())) for key in kept]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:TAG_DIGITS]

@@ -9,7 +9,6 @@ import pytest
 
 from loopd.ledger import Ledger
 from loopd.registry import Registry
-from loopd.release import Release
 from loopd.state import Database, open_database
 
 
@@ -27,16 +26,3 @@ def ledger(database: Database) -> Ledger:
 @pytest.fixture
 def registry(database: Database) -> Registry:
     return Registry(database)
-
-
-def make_release(name: str = "alpha") -> Release:
-    return Release(
-        name=name,
-        engine_image="sha256:engine",
-        gguf_sha256=name.encode().hex().ljust(64, "0"),
-        size_bytes=1000,
-        architecture="llama",
-        template="{{ .Prompt }}",
-        stop=("</s>",),
-        num_ctx=2048,
-    )

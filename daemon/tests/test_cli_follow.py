@@ -48,6 +48,7 @@ class Ledger:
         return [e for e in self.entries if e.seq > after][:limit]
 
     def stream(self, after: int, *, tick_s: float) -> Generator[EventView | None]:
+        assert tick_s > 0
         self.resumed_at.append(after)
         yield from next(self.streams)
 

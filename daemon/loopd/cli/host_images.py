@@ -1,0 +1,52 @@
+"""host_images: owns bringing the images of this checkout onto the host."""
+
+from __future__ import annotations
+
+from loopd.cli.host_commands import Say
+from loopd.cli.host_parts import ContainerHost, Host
+from loopd.cli.words import count
+from loopd.host import HostError
+from loopd.images import DEBIAN, ImagesError, Recipe, image_set, load_images, save_images
+
+BASE_S = 1800.0
+
+
+def ensure_base(host: Host, engine: ContainerHost, say: Say) -> str:
+    """Bring the Debian image that all others stand on: pulled, or made. Raises HostError."""
+    if engine.has(DEBIAN):
+        return f"{DEBIAN} is there"
+    host.remember(host.started.model_copy(update={"base_made": True}))
+    script = host.places.repository / "tools" / "base-image"
+    outcome = host.commands.run((str(script),), timeout_s=BASE_S, say=say)
+    if not outcome.good or not engine.has(DEBIAN):
+        raise HostError(
+            f"{DEBIAN} could not be pulled nor made ({outcome.code}):\n{outcome.tail}\n"
+            f"Mend that and repeat `make up`, or bring an image of that name yourself"
+        )
+    return f"{DEBIAN} made"
+
+
+def ensure_built(engine: ContainerHost, recipes: tuple[Recipe, ...], say: Say) -> tuple[str, ...]:
+    """Build what is missing, parents first; return the names built. Raises BuildError."""
+    built = []
+    for number, recipe in enumerate(recipes, 1):
+        if engine.has(recipe.tag):
+            continue
+        title = f"{recipe.name} ({number} of {len(recipes)})"
+        say(f"{title}: building")
+        engine.build(recipe, lambda line, title=title: say(f"{title}: {line}"))
+        built.append(recipe.name)
+    return tuple(built)
+
+
+def ensure_images(host: Host, engine: ContainerHost, recipes: tuple[Recipe, ...], say: Say) -> str:
+    """Build what is missing and write which images loopd shall use. Raises BuildError, HostError."""
+    built = ensure_built(engine, recipes, say)
+    wanted = image_set(recipes)
+    try:
+        known = load_images(host.settings.home) == wanted
+    except ImagesError:
+        known = False
+    if not known:
+        save_images(host.settings.home, wanted)
+    return f"built {', '.join(built)}" if built else f"{count(len(recipes), 'image', 'images')}, all there"
