@@ -13,11 +13,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import aiohttp
 import structlog
@@ -30,6 +30,7 @@ from loopd.config import ConfigError, Settings, load_settings
 from loopd.docker_engine import Connection, DockerEngine
 from loopd.engine import Engine
 from loopd.errors import LoopdError
+from loopd.gateway import Gateway, Route
 from loopd.haproxy import GatewayConfigError, HaproxyGateway
 from loopd.haproxy_config import GatewayConfig
 from loopd.images import ImageSet, load_images
@@ -59,6 +60,23 @@ SHUTDOWN_S = 3.0
 CHECK_S = 20.0  # for HAProxy to read a configuration
 
 log = structlog.get_logger("loopd.app")
+
+
+class StartedGateway(Gateway, Protocol):
+    """A gateway whose configuration loopd writes before it starts."""
+
+    async def ensure_config(self, routes: Sequence[Route]) -> bool:
+        """Write it, checked; True when it changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What loopd stands on; in memory in tests."""
+
+    engine: Engine
+    gateway: StartedGateway
+    notifier: Notifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +144,7 @@ def open_gateway(settings: Settings, engine: Engine, image: str) -> HaproxyGatew
 
 
 @contextlib.asynccontextmanager
-async def open_parts(settings: Settings, images: ImageSet, engine: Engine, notifier: Notifier) -> AsyncIterator[Parts]:
+async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncIterator[Parts]:
     """Open the state and build what works on it. Raises StateError.
 
     The container engine may be down: the supervisor opens it as soon as it answers.
@@ -135,6 +153,7 @@ async def open_parts(settings: Settings, images: ImageSet, engine: Engine, notif
     metrics = build_metrics()
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(layout.state))
+        engine, traffic, notifier = host.engine, host.gateway, host.notifier
         stack.push_async_callback(engine.close)
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONNECTIONS), trust_env=False)
@@ -144,7 +163,6 @@ async def open_parts(settings: Settings, images: ImageSet, engine: Engine, notif
         rollouts = Rollouts(database, registry, ledger)
         journal = Journal(database, epoch=await registry.raise_epoch())
         loader = OllamaLoader(settings, engine, session)
-        traffic = open_gateway(settings, engine, images.gateway)
         routing = Routing.over(registry, engine, traffic)
         toolbox = Toolbox()
         restarts = Restarts(database)
@@ -305,14 +323,14 @@ async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
         await runner.cleanup()
 
 
-async def run(settings: Settings, images: ImageSet, engine: Engine, notifier: Notifier, stop: asyncio.Event) -> None:
+async def run(settings: Settings, images: ImageSet, host: Host, stop: asyncio.Event) -> None:
     """Run loopd until ``stop`` is set, or one of its background tasks dies, which is a bug and raised."""
     layout = layout_of(settings)
     make_directories(layout)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(sole_owner(layout))
         token = ensure_token(layout.token)
-        parts = await stack.enter_async_context(open_parts(settings, images, engine, notifier))
+        parts = await stack.enter_async_context(open_parts(settings, images, host))
         limit = settings.max_body_bytes
         control = parts.routes.control()
         await stack.enter_async_context(
@@ -336,14 +354,14 @@ async def run(settings: Settings, images: ImageSet, engine: Engine, notifier: No
         await parts.ledger.append("loopd.started", "loopd", "it was started")
         tasks = [asyncio.create_task(work(), name=name) for name, work in parts.background]
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        notifier.ready(f"control API on 127.0.0.1:{settings.control_port}")
+        host.notifier.ready(f"control API on 127.0.0.1:{settings.control_port}")
         try:
             done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopping}:
                 task.result()
                 raise LoopdError(f"the background task {task.get_name()} ended by itself")
         finally:
-            notifier.stopping()
+            host.notifier.stopping()
             for task in [*tasks, stopping]:
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
@@ -357,7 +375,8 @@ async def _until_signalled(settings: Settings, images: ImageSet) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     engine = DockerEngine(Connection(settings.docker_host, settings.instance))
-    await run(settings, images, engine, Notifier.from_environment(), stop)
+    host = Host(engine, open_gateway(settings, engine, images.gateway), Notifier.from_environment())
+    await run(settings, images, host, stop)
 
 
 def main() -> None:

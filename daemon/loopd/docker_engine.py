@@ -197,6 +197,7 @@ class DockerEngine:
             return None
 
     def _apply(self, unit: Unit) -> Instance:
+        self._image_id(unit.image)  # before anything is removed for it
         container = self._find(unit.name)
         if container is not None and container.labels.get(LABEL_INSTANCE) != self._connection.instance:
             raise StartFailedError(
@@ -218,7 +219,6 @@ class DockerEngine:
         return self._instance(container)
 
     def _create(self, unit: Unit, *, job: bool = False) -> Container:
-        self._image_id(unit.image)
         network = {"host": "host", "none": "none"}.get(unit.network) or self._networks["internal"]
         labels = {
             LABEL_INSTANCE: self._connection.instance,
@@ -300,6 +300,7 @@ class DockerEngine:
         return bytes(container.logs(tail=tail)).decode(errors="replace")
 
     def _run(self, unit: Unit, timeout_s: float) -> JobResult:
+        self._image_id(unit.image)
         self._remove(unit.name, 0)
         container = self._create(unit, job=True)
         try:

@@ -169,14 +169,17 @@ class InMemoryGateway:
     """The fake: servers in a dict. It and HAProxy pass the same contract suite (tests/test_gateway.py)."""
 
     servers: dict[tuple[Pool, str], Server] = field(default_factory=dict)
-    sessions: dict[str, int] = field(default_factory=dict)  #: by server: requests in flight; set by tests
-    unhealthy: set[str] = field(default_factory=set)  #: servers whose probe fails
+    sick: set[str] = field(default_factory=set)  #: addresses whose probe fails
     down: bool = False  #: the admin socket does not answer
 
+    def hold(self, pool: Pool, server: str, sessions: int) -> None:
+        """Say how many requests are in flight on a server."""
+        self.servers[pool, server] = replace(self.servers[pool, server], sessions=sessions)
+
     async def observe(self) -> tuple[Server, ...]:
-        """Return the servers, with what is in flight on them and what their probes find now."""
+        """Return the servers, with what their probes find now."""
         self._answer()
-        return tuple(self._seen(server) for server in self.servers.values())
+        return tuple(replace(server, state=self._state(server)) for server in self.servers.values())
 
     async def apply(self, routes: Sequence[Route]) -> Applied:
         """Make the servers equal to the routes."""
@@ -188,7 +191,7 @@ class InMemoryGateway:
                 server=r.server,
                 address=r.address,
                 weight=by_weight[r.pool, r.server],
-                sessions=0,
+                sessions=found.sessions if (found := self.servers.get((r.pool, r.server))) else 0,
                 state=ServerState.UP,
             )
             for r in routes
@@ -196,7 +199,7 @@ class InMemoryGateway:
         leaving = {
             key: replace(server, weight=0, state=ServerState.MAINT)
             for key, server in self.servers.items()
-            if key not in wanted and self.sessions.get(server.server)
+            if key not in wanted and server.sessions
         }
         changed = self.servers != wanted | leaving
         self.servers = wanted | leaving
@@ -210,10 +213,9 @@ class InMemoryGateway:
         if self.down:
             raise GatewayDownError("the gateway does not answer; traffic may go on. `loopctl why gateway` says more")
 
-    def _seen(self, server: Server) -> Server:
-        state = server.state
-        if state is not ServerState.MAINT and server.server in self.unhealthy:
-            state = ServerState.DOWN
-        elif state is ServerState.UP and not server.weight:
-            state = ServerState.DRAIN
-        return replace(server, state=state, sessions=self.sessions.get(server.server, 0))
+    def _state(self, server: Server) -> ServerState:
+        if server.state is ServerState.MAINT:
+            return ServerState.MAINT
+        if server.address in self.sick:
+            return ServerState.DOWN
+        return ServerState.UP if server.weight else ServerState.DRAIN

@@ -1,208 +1,151 @@
-"""haproxy: owns the HAProxy side of the gateway seam: the runtime socket, and the file it starts from.
+"""haproxy: owns the HAProxy side of the gateway seam: the runtime sockets, and the file HAProxy starts from.
 
-The file always equals the last routes applied, so that a HAProxy that died comes up with the same servers.
+The file is written before the runtime is changed, so a HAProxy that dies comes up with the routes last asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import csv
-import io
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import structlog
-
 from loopd.errors import LoopdError
-from loopd.gateway import Applied, GatewayDownError, Pool, Route, Server, ServerState, really_set, route_weights
-from loopd.haproxy_config import POOLS, GatewayConfig, render, server_line
+from loopd.gateway import Applied, GatewayDownError, Pool, Route, Server, poll_idle, really_set
+from loopd.haproxy_config import GatewayConfig, frame_of, render
+from loopd.haproxy_runtime import (
+    RELOAD,
+    SHOW_PROCESSES,
+    SHOW_SERVERS,
+    Processes,
+    parse_processes,
+    parse_stat,
+    plan_commands,
+    refusals,
+    with_old_workers,
+)
 
-ANSWER_BYTES = 4 << 20
+ANSWER_BYTES = 4 << 20  # thousands of servers
 COMMAND_S = 5.0
-POLL_S = 0.05
-SERVERS_ONLY = "show stat -1 4 -1"  # any proxy, type server, any id
+RELOAD_S = 10.0
+RELOAD_POLL_S = 0.02  # the master tells nobody when its new worker is ready
+DELETE_TRIES = 5  # HAProxy closes the idle connections of a retired server a moment later
+DELETE_PAUSE_S = 0.01
 
-log = structlog.get_logger("loopd.haproxy")
+FILE = "haproxy.cfg"
+FILE_BYTES = 1 << 20
+
+Checker = Callable[[Path], Awaitable[None]]
+"""Has HAProxy check a file in the gateway's directory. Raises GatewayConfigError with HAProxy's own words."""
 
 
 class GatewayConfigError(LoopdError):
-    """HAProxy refuses the configuration; the one in use was not touched."""
+    """The configuration cannot be used; the one in use was not touched."""
 
     code = "gateway_config"
 
 
 class CommandRefusedError(GatewayDownError):
-    """HAProxy answered a command with an error."""
+    """HAProxy refused a command; streams in flight were not touched, and the next apply() starts afresh."""
 
     code = "gateway_refused"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Runtime commands that make the servers equal to the routes, in the order they are sent."""
-
-    add: tuple[str, ...]  #: new servers and new addresses
-    flip: tuple[str, ...]  #: all weights, rises first; sent as one write
-    leave: tuple[str, ...]  #: into maintenance
-    delete: tuple[str, ...]  #: may be refused while in use; tried again next time
-
-    @property
-    def empty(self) -> bool:
-        """Tell whether there is nothing to do."""
-        return not (self.add or self.flip or self.leave or self.delete)
-
-
-def plan_commands(routes: Sequence[Route], observed: Sequence[Server]) -> Plan:
-    """Return what turns the observed servers into the wanted ones. Pure. Raises ValueError for what is no server."""
-    by_weight = route_weights(routes)
-    have = {(server.pool, server.server): server for server in observed}
-    add: list[str] = []
-    rises: list[str] = []
-    falls: list[str] = []
-    for route in sorted(routes, key=lambda r: (r.pool, r.server)):
-        name = f"{route.pool}/{route.server}"
-        weight = by_weight[route.pool, route.server]
-        server = have.pop((route.pool, route.server), None)
-        line = server_line(route, weight)
-        if server is None:
-            add += [f"add server {route.pool}/{line}", f"enable health {name}", f"enable server {name}"]
-            continue
-        if server.address != route.address:
-            address, port = route.address.split(":")
-            add.append(f"set server {name} addr {address} port {port}")
-        if server.state is ServerState.MAINT:
-            add.append(f"set server {name} state ready")
-        if server.weight != weight:
-            # HAProxy may serve requests between two commands of one line: with falls first there is a moment with no
-            # server at all, seen as 503s under load.
-            (rises if weight > server.weight else falls).append(f"set server {name} weight {weight}")
-    leaving = [server for _, server in sorted(have.items())]
-    return Plan(
-        add=tuple(add),
-        flip=(*rises, *falls),
-        leave=tuple(f"set server {s.pool}/{s.server} state maint" for s in leaving if s.state is not ServerState.MAINT),
-        delete=tuple(f"del server {s.pool}/{s.server}" for s in leaving if s.sessions == 0),
-    )
-
-
-def parse_stat(text: str) -> tuple[Server, ...]:
-    """Parse ``show stat`` (CSV). Rows of other proxies or of another form are passed over."""
-    servers = []
-    rows = csv.DictReader(io.StringIO(text.lstrip("# ")), strict=False)
-    for row in _readable(rows):
-        pool = next((p for p in POOLS if p == row.get("pxname")), None)
-        name = row.get("svname") or ""
-        if pool is None or name in ("", "BACKEND", "FRONTEND"):
-            continue
-        servers.append(
-            Server(
-                pool=pool,
-                server=name,
-                address=row.get("addr") or "",
-                weight=_number(row.get("weight")),
-                sessions=_number(row.get("scur")) + _number(row.get("qcur")),
-                state=_state(row.get("status") or ""),
-            )
-        )
-    return tuple(servers)
-
-
-def _readable(rows: csv.DictReader[str]) -> Iterator[dict[str, str | None]]:
-    """Yield rows up to the first that is no CSV."""
-    try:
-        yield from rows
-    except csv.Error as error:
-        log.warning("gateway.statistics_unreadable", error=str(error))
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() else 0
-
-
-def _state(status: str) -> ServerState:
-    for prefix, state in (("UP", ServerState.UP), ("DRAIN", ServerState.DRAIN), ("MAINT", ServerState.MAINT)):
-        if status.startswith(prefix):
-            return state
-    return ServerState.UP if status == "no check" else ServerState.DOWN
-
-
-Checker = Callable[[Path], Awaitable[None]]
-
-
+@dataclass(slots=True)
 class HaproxyGateway:
-    """The Gateway over HAProxy's runtime socket."""
+    """The Gateway over HAProxy's runtime sockets."""
 
-    def __init__(
-        self, config: Callable[[], GatewayConfig], directory: Path, *, check: Checker, uid: int | None
-    ) -> None:
-        self._config = config
-        self._directory = directory
-        self._check = check
-        self._uid = uid
-        self._socket = directory / "admin.sock"
+    config: Callable[[], GatewayConfig]
+    directory: Path  #: as loopd sees it
+    check: Checker = field(kw_only=True)
+    uid: int | None = field(kw_only=True)  #: who reads the file; None: this process
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _reload_due: bool = field(default=False, init=False)
 
     async def observe(self) -> tuple[Server, ...]:
-        """Return the servers."""
-        return parse_stat(await self._ask(SERVERS_ONLY))
+        """Return the servers, streams that a reload left behind included."""
+        now = parse_stat(await self._ask(SHOW_SERVERS))
+        old = [parse_stat(await self._ask_master(f"@!{pid} {SHOW_SERVERS}")) for pid in await self._old_workers()]
+        return with_old_workers(now, old)
 
     async def apply(self, routes: Sequence[Route]) -> Applied:
-        """Make the servers equal to the routes."""
-        plan = plan_commands(routes, await self.observe())
-        flip_s = 0.0
-        if not plan.empty:
-            for command in plan.add:
-                await self._tell(command)
+        """Make the servers equal to the routes; also raises GatewayConfigError, with nothing changed."""
+        async with self._lock:
+            self._reload_due |= await self._ensure_file(routes)
+            if self._reload_due:
+                await self._reload()
+            plan = plan_commands(routes, parse_stat(await self._ask(SHOW_SERVERS)))
+            for command in plan.prepare:
+                await self._tell(str(command))
+            started = time.perf_counter()
             if plan.flip:
-                started = time.perf_counter()
-                await self._tell("; ".join(plan.flip))
-                flip_s = time.perf_counter() - started
-            for command in plan.leave:
-                await self._tell(command)
-            for command in plan.delete:
-                with contextlib.suppress(CommandRefusedError):  # in use to the end of a stream: next time
-                    await self._tell(command)
-        await self._write_if_changed(routes)
-        return Applied(shares=really_set(routes), changed=not plan.empty, flip_s=flip_s)
+                await self._tell("; ".join(str(command) for command in plan.flip))
+            flip_s = time.perf_counter() - started if plan.flip else 0.0
+            for retire in plan.retire:
+                await self._tell(str(retire))
+            for delete in plan.delete:
+                await self._delete(str(delete))
+            return Applied(shares=really_set(routes), changed=not plan.empty, flip_s=flip_s)
 
     async def wait_idle(self, pool: Pool, server: str, *, deadline_s: float) -> bool:
         """Return True once nothing is in flight, False after ``deadline_s`` seconds."""
-        try:
-            async with asyncio.timeout(deadline_s):
-                while any(  # noqa: ASYNC110 HAProxy tells nobody
-                    (s.pool, s.server) == (pool, server) and s.sessions for s in await self.observe()
-                ):
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError:
-            return False
-        return True
+        return await poll_idle(self, pool, server, deadline_s)
 
     async def ensure_config(self, routes: Sequence[Route]) -> bool:
-        """Write the file HAProxy starts from, after HAProxy itself has checked it; True when it changed.
+        """Write the file that HAProxy starts from; True when more than its servers changed.
 
-        Raises GatewayConfigError with HAProxy's words; the old file stays.
+        HAProxy checks what it has not checked before; a HAProxy that runs on the old file reloads at the next
+        apply(). Raises GatewayConfigError; the old file stays.
         """
-        path = self._directory / "haproxy.cfg"
-        text = render(self._config(), routes)
-        if await asyncio.to_thread(_read, path) == text:
-            return False
-        candidate = self._directory / "candidate.cfg"
-        await asyncio.to_thread(self._write, candidate, text)
-        await self._check(candidate)
-        await asyncio.to_thread(candidate.replace, path)
-        return True
+        async with self._lock:
+            changed = await self._ensure_file(routes)
+            self._reload_due |= changed
+            return changed
 
-    async def _write_if_changed(self, routes: Sequence[Route]) -> None:
-        """Keep the file equal to what was applied; its form was checked when HAProxy started."""
-        path = self._directory / "haproxy.cfg"
-        text = render(self._config(), routes)
-        if await asyncio.to_thread(_read, path) != text:
-            temporary = self._directory / "haproxy.cfg.new"
-            await asyncio.to_thread(self._write, temporary, text)
-            await asyncio.to_thread(temporary.replace, path)
+    async def reload(self) -> None:
+        """Put the file in use; no request is lost, streams finish in the old process. Raises GatewayConfigError."""
+        async with self._lock:
+            await self._reload()
+
+    async def _reload(self) -> None:
+        before = await self._processes()
+        # The master leaves before it answers.
+        with contextlib.suppress(GatewayDownError):
+            await self._ask_master(RELOAD)
+        try:
+            async with asyncio.timeout(RELOAD_S):
+                while (
+                    now := await self._find_processes()
+                ) is None or now.reloads + now.failed <= before.reloads + before.failed:
+                    await asyncio.sleep(RELOAD_POLL_S)
+        except TimeoutError as error:
+            raise GatewayDownError(
+                f"the gateway has not reloaded after {RELOAD_S:g} s; it goes on as it was"
+            ) from error
+        if now.failed > before.failed:
+            raise GatewayConfigError("the gateway refused to reload and goes on as it was; its log says why")
+        self._reload_due = False
+
+    async def _ensure_file(self, routes: Sequence[Route]) -> bool:
+        """Make the file equal to the routes; True when more than its servers changed."""
+        text = render(self.config(), routes)
+        path = self.directory / FILE
+        old = await asyncio.to_thread(_read, path)
+        if old == text:
+            return False
+        changed = old is None or frame_of(old) != frame_of(text)
+        draft = self.directory / f"{FILE}.new"
+        try:
+            await asyncio.to_thread(self._write, draft, text)
+            if changed:
+                await self.check(draft)
+            await asyncio.to_thread(self._replace, draft, path)
+        except OSError as error:
+            raise GatewayConfigError(f"{path} cannot be written ({error}); the gateway goes on as it was") from error
+        return changed
 
     def _write(self, path: Path, text: str) -> None:
         with path.open("w") as file:
@@ -210,50 +153,78 @@ class HaproxyGateway:
             file.flush()
             os.fsync(file.fileno())
         path.chmod(0o640)
-        if self._uid is not None and os.geteuid() == 0:
-            os.chown(path, self._uid, self._uid)
+        if self.uid is not None and os.geteuid() == 0:
+            os.chown(path, self.uid, self.uid)
+
+    def _replace(self, draft: Path, path: Path) -> None:
+        draft.replace(path)
+        directory = os.open(self.directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    async def _delete(self, command: str) -> None:
+        """Delete a server; one that is still in use leaves at a later apply()."""
+        for _ in range(DELETE_TRIES):
+            with contextlib.suppress(CommandRefusedError):
+                return await self._tell(command)
+            await asyncio.sleep(DELETE_PAUSE_S)
+        return None
+
+    async def _old_workers(self) -> tuple[int, ...]:
+        found = await self._find_processes()
+        return found.old if found else ()
+
+    async def _find_processes(self) -> Processes | None:
+        """Return the processes, None while the master does not answer."""
+        try:
+            return await self._processes()
+        except GatewayDownError:
+            return None
+
+    async def _processes(self) -> Processes:
+        return parse_processes(await self._ask_master(SHOW_PROCESSES))
 
     async def _tell(self, command: str) -> None:
-        """Send commands that answer nothing, or a sentence that says they worked."""
-        answer = (await self._ask(command)).strip()
-        if answer and not any(line.startswith(_GOOD) for line in answer.splitlines() if line):
-            raise CommandRefusedError(f"the gateway refused `{command}`: {answer[:300]}")
+        """Send commands of one line that change something. Raises CommandRefusedError."""
+        if refused := refusals(await self._ask(command)):
+            raise CommandRefusedError(f"the gateway refused `{command}`: {' '.join(refused)[:300]}")
 
     async def _ask(self, command: str) -> str:
-        try:
-            async with asyncio.timeout(COMMAND_S):
-                reader, writer = await asyncio.open_unix_connection(str(self._socket))
-                try:
-                    writer.write(f"{command}\n".encode())
-                    await writer.drain()
-                    answer = bytearray()
-                    while chunk := await reader.read(64 << 10):  # HAProxy closes after its answer
-                        answer += chunk
-                        if len(answer) > ANSWER_BYTES:
-                            raise CommandRefusedError(f"the gateway answered {command!r} with too much")
-                    return answer.decode(errors="replace")
-                finally:
-                    writer.close()
-                    with contextlib.suppress(OSError):
-                        await writer.wait_closed()
-        except (OSError, TimeoutError) as error:
-            raise GatewayDownError(
-                f"the gateway's admin socket does not answer ({error!r}); `loopctl why gateway` says more"
-            ) from error
+        return await _converse(self.directory / "admin.sock", command)
+
+    async def _ask_master(self, command: str) -> str:
+        return await _converse(self.directory / "master.sock", command)
 
 
-_GOOD = (
-    "New server registered",
-    "Server deleted",
-    "IP changed",
-    "port changed",
-    "no need to change",
-    "nothing changed",
-)
+async def _converse(path: Path, command: str) -> str:
+    """Send one line and return all that comes back until HAProxy closes. Raises GatewayDownError."""
+    try:
+        async with asyncio.timeout(COMMAND_S):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            try:
+                writer.write(f"{command}\n".encode())
+                writer.write_eof()
+                answer = bytearray()
+                while chunk := await reader.read(64 << 10):
+                    answer += chunk
+                    if len(answer) > ANSWER_BYTES:
+                        raise CommandRefusedError(f"the gateway answered `{command}` with more than {ANSWER_BYTES} B")
+                return answer.decode(errors="replace")
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except (OSError, TimeoutError) as error:
+        raise GatewayDownError(
+            f"the gateway does not answer at {path.name} ({error!r}); traffic may go on. `loopctl why gateway` says more"
+        ) from error
 
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text()
-    except FileNotFoundError:
+        with path.open() as file:
+            return file.read(FILE_BYTES)
+    except (FileNotFoundError, UnicodeDecodeError):
         return None

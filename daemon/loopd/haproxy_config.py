@@ -1,24 +1,23 @@
 """haproxy_config: owns the gateway's configuration file, rendered from settings and routes. Pure.
 
 Two frontends: the public one for clients, and one on the internal network for the agent's way to the model. Of an
-engine's API only what answers questions is let through: what makes, fetches or deletes models never is.
+engine's API only what answers questions is let through: what makes, fetches or deletes models never is. Limits and
+what they do not cover: images/gateway/README.md.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loopd.gateway import MOST_WEIGHT, Pool, Route, route_weights
+from loopd.gateway import POOLS, Pool, Route, route_weights
 
-POOLS: tuple[Pool, ...] = ("engine", "agent")
-CHECKS: dict[Pool, str] = {"engine": "/api/version", "agent": "/health"}
-CHECK = "check inter 500ms fall 2 rise 1"
+PROBES: dict[Pool, str] = {"engine": "/api/version", "agent": "/health"}
+# A crash refuses the connection at once, so a dead server is out after one probe and one quick second look: 0.6 s.
+PROBE = "check inter 500ms fastinter 100ms fall 2 rise 1"
 
-ENGINE_GETS = ("/api/tags", "/api/ps", "/api/version", "/v1/models")
+ENGINE_GETS = ("/", "/api/tags", "/api/ps", "/api/version", "/v1/models")
 ENGINE_POSTS = (
     "/api/chat",
     "/api/generate",
@@ -32,160 +31,214 @@ ENGINE_POSTS = (
 )
 ENGINE_ADMIN = ("/api/create", "/api/pull", "/api/push", "/api/delete", "/api/copy", "/api/blobs")
 
-_SERVER = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")
-_ADDRESS = re.compile(r"^([0-9.]{7,15}):([0-9]{1,5})$")
+BUFFER_BYTES = 16384  # HAProxy's own default: a request's headers, and what of the body is looked at before routing
+# A body without Content-Length is only counted while it fits the buffer together with its headers; both bounds
+# together are so much below BUFFER_BYTES that a full buffer can never look like a whole body.
+UNSIZED_BODY_BYTES = 8192
+UNSIZED_HEADER_BYTES = 4096
 
-NEXT = {
-    503: ("unavailable", "nothing is ready to answer; `loopctl status` says what is missing, then try again"),
-    502: ("bad_gateway", "the part that should answer broke off; the request may be sent again"),
+SERVER_INDENT = "    server "
+
+ERRORS = {
+    400: ("bad_request", "this is not HTTP as the gateway understands it; nothing was passed on"),
+    403: ("forbidden", "models come in by the model directory, never by the API of the engine"),
+    404: ("not_found", "there is no such path here; nothing was passed on"),
+    408: ("request_timeout", "the request did not arrive whole in time; send it again"),
+    413: ("too_large", "the request body is larger than the limit; nothing was passed on"),
+    429: ("too_many_requests", "too many requests; wait, then send it again"),
+    500: ("internal", "the gateway failed on this request; send it again"),
+    502: ("bad_gateway", "what should answer broke off or answered no HTTP; the request may be sent again"),
+    503: ("unavailable", "nothing is ready to answer; loopctl status says what is missing, then try again"),
     504: ("timeout", "no answer came in time; the request may be sent again"),
-    408: ("request_timeout", "the request did not arrive whole in time"),
-    400: ("bad_request", "this is not HTTP as the gateway understands it"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
-    """What the operator's settings say about the gateway."""
+    """What the operator's settings say about the gateway. Times in whole seconds."""
 
     public_port: int
-    internal_address: str
+    internal_address: str  #: '' for no internal frontend
     internal_port: int
     max_body_bytes: int
     run_dir: str = "/run/gateway"  #: as the gateway's own process sees it
     public_address: str = "127.0.0.1"
     stream_s: int = 600  #: longest silence of an answer
-    request_s: int = 10  #: for a client to send its request's headers
-    max_connections: int = 4096
+    client_s: int = 60  #: longest silence of a client that owes bytes of its request, or takes none of its answer
+    request_s: int = 10  #: for a client to send headers, and as long again for a body that fits the buffer
+    queue_s: int = 30
+    tunnel_s: int = 3600  #: longest silence of a WebSocket
+    drain_s: int = 3600  #: how long streams outlive a reload
+    max_connections: int = 2048  #: of clients; a quarter as many come on top for the agent. Worst case 100 KB each
 
 
 def render(config: GatewayConfig, routes: Sequence[Route]) -> str:
-    """Return the whole haproxy.cfg. Raises ValueError for a server name or address that is none."""
-    frontends = [_frontend("public", config.public_address, config.public_port, config, _rules(agent=True))]
+    """Return the whole haproxy.cfg. Raises RouteError."""
+    frontends = [_frontend("public", config.public_address, config.public_port, config)]
     if config.internal_address:
-        internal = _frontend("internal", config.internal_address, config.internal_port, config, _rules(agent=False))
-        frontends.append(internal)
-    backends = [_backend(pool, [route for route in routes if route.pool == pool]) for pool in POOLS]
-    return "\n".join([_head(config), *frontends, *backends])
+        frontends.append(_frontend("internal", config.internal_address, config.internal_port, config))
+    weights = route_weights(routes)
+    lines = [
+        _global(config),
+        _defaults(config),
+        *frontends,
+        *(
+            _backend(pool, [server_line(r, weights[r.pool, r.server]) for r in _sorted(routes) if r.pool == pool])
+            for pool in POOLS
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def frame_of(text: str) -> str:
+    """Return a configuration without its servers: the part that only settings change, and HAProxy must check."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(SERVER_INDENT))
 
 
 def server_line(route: Route, weight: int) -> str:
-    """Return what follows ``server`` in the file and ``add server POOL/`` at run time.
-
-    Raises ValueError, so that nothing but a name and an address ever reaches HAProxy.
+    """Return what follows ``server`` in the file and ``add server POOL/`` at run time; dynamic servers have no
+    defaults to inherit, so everything is said here.
     """
-    match = _ADDRESS.match(route.address)
-    if not _SERVER.match(route.server) or match is None:
-        raise ValueError(f"not a server: {route.server!r} at {route.address!r}")
-    ipaddress.IPv4Address(match[1])
-    if not 0 < int(match[2]) <= 65535 or not 0 <= weight <= MOST_WEIGHT:  # noqa: PLR2004 ports
-        raise ValueError(f"port or weight out of range: {route.address} {weight}")
-    return f"{route.server} {route.address} weight {weight} {CHECK}"
+    return f"{route.server} {route.address} weight {weight} {PROBE}"
 
 
 def error_body(code: str, message: str) -> str:
     """Return an error in the appliance's format as a HAProxy log-format string, quoted for the file."""
-    text = json.dumps({"error": {"code": code, "message": message, "details": {}, "timestamp": "@"}})
-    stamped = text.replace("%", "%%").replace('"@"', '"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]"')
+    text = json.dumps(
+        {"error": {"code": code, "message": message, "details": {"correlation_id": "@cid"}, "timestamp": "@now"}}
+    )
+    stamped = text.replace("%", "%%").replace("@cid", "%[var(txn.cid)]")
+    stamped = stamped.replace("@now", "%[date,utime(%Y-%m-%dT%H:%M:%SZ)]")
     if "'" in stamped:
         raise ValueError(f"HAProxy cannot quote an apostrophe: {message!r}")
     return f"'{stamped}'"
 
 
-def _head(config: GatewayConfig) -> str:
-    errors = "\n".join(
-        f"    http-error status {status} content-type application/json lf-string {error_body(code, message)}"
-        for status, (code, message) in NEXT.items()
-    )
+def _sorted(routes: Sequence[Route]) -> list[Route]:
+    return sorted(routes, key=lambda route: route.server)
+
+
+def _global(config: GatewayConfig) -> str:
     return f"""# Written by loopd; changes are overwritten.
 global
-    log stdout format raw local0 info
-    maxconn {config.max_connections}
+    maxconn {config.max_connections + config.max_connections // 4}
     nbthread 1
-    tune.bufsize 32768
+    tune.bufsize {BUFFER_BYTES}
     tune.http.maxhdr 64
     stats socket {config.run_dir}/admin.sock mode 600 level admin expose-fd listeners
     stats timeout 10s
-    hard-stop-after {config.stream_s}s
+    stats maxconn 32
+    hard-stop-after {config.drain_s}s
+"""
 
-defaults
+
+def _defaults(config: GatewayConfig) -> str:
+    errors = "\n".join(
+        f"    http-error status {status} content-type application/json lf-string {error_body(code, message)}"
+        + (" hdr Retry-After 2" if status in (429, 503) else "")
+        for status, (code, message) in ERRORS.items()
+    )
+    return f"""defaults
     mode http
-    log global
-    option httplog
+    balance roundrobin
     option dontlognull
-    option http-keep-alive
-    option redispatch
-    retries 2
+    option redispatch 1
+    option abortonclose
+    retries 3
     retry-on conn-failure
-    http-reuse safe
     timeout connect 2s
     timeout http-request {config.request_s}s
     timeout http-keep-alive 60s
-    timeout client {config.stream_s}s
+    timeout client {config.client_s}s
     timeout server {config.stream_s}s
-    timeout queue 30s
-    timeout tunnel 1h
-    timeout check 2s
+    timeout queue {config.queue_s}s
+    timeout tunnel {config.tunnel_s}s
+    timeout check 5s
 {errors}
 """
 
 
-def _frontend(name: str, address: str, port: int, config: GatewayConfig, rules: str) -> str:
-    too_large = error_body("too_large", f"a request body may have {config.max_body_bytes} bytes at most")
-    no_length = error_body("length_required", "send the body with a Content-Length, not chunked")
-    log = (
-        '{"timestamp":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","event":"request","service":"gateway",'
-        '"method":"%HM","path":"%[var(txn.path),json(utf8s)]","status":%ST,"pool":"%b","server":"%s",'
-        '"wait_ms":%Tw,"first_byte_ms":%Tr,"total_ms":%Ta,"bytes":%B,"end":"%ts",'
-        '"correlation_id":"%[var(txn.cid)]"}'
-    )
+_LOG = (
+    '{"timestamp":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","level":"info","event":"gateway.request",'
+    '"correlation_id":"%[var(txn.cid)]","frontend":"%f","client":"%ci","method":"%[var(txn.method),json(utf8s)]",'
+    '"path":"%[var(txn.path),json(utf8s)]","status":%ST,"pool":"%b","server":"%s","retries":"%rc",'
+    '"queue_ms":%Tw,"connect_ms":%Tc,"first_byte_ms":%Tr,"total_ms":%Ta,"bytes":%B,"end":"%ts"}'
+)
+
+_JSON = "content-type application/json lf-string"
+
+
+def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
+    """Return a frontend. ``proto h1``: one dialect, whose bodies are measured by the two rules below."""
+    public = name == "public"
+    most = config.max_connections if public else config.max_connections // 4
+    unsized = error_body("length_required", "send a body of this size with a Content-Length")
     return f"""frontend {name}
-    bind {address}:{port}
+    bind {address}:{port} proto h1
+    maxconn {most}
+    log stdout format raw local0 info
+    log-format '{_LOG}'
     unique-id-format %[uuid()]
-    log-format '{log}'
-    acl cid_ok req.hdr(x-correlation-id) -m reg ^[A-Za-z0-9._-]{{8,64}}$
-    http-request set-header X-Correlation-Id %[unique-id] unless cid_ok
-    http-request set-var(txn.cid) req.hdr(x-correlation-id)
+    http-request set-var(txn.cid) unique-id
+    http-request set-var(txn.cid) req.hdr(x-correlation-id) if {{ req.hdr_cnt(x-correlation-id) eq 1 }} \
+{{ req.hdr(x-correlation-id) -m reg ^[A-Za-z0-9._-]{{8,64}}$ }}
+    http-request set-header X-Correlation-Id %[var(txn.cid)]
+    http-after-response set-header X-Correlation-Id %[var(txn.cid)] if {{ var(txn.cid) -m found }}
     http-request set-var(txn.path) path
-    http-after-response set-header X-Correlation-Id %[var(txn.cid)]
-    monitor-uri /gateway/health
-    http-request return status 413 content-type application/json lf-string {too_large} if {{ req.hdr_val(content-length) gt {config.max_body_bytes} }}
-    http-request return status 411 content-type application/json lf-string {no_length} if {{ req.hdr(transfer-encoding) -m found }}
-{rules}"""  # noqa: E501 HAProxy's rules are one line each
-
-
-def _rules(*, agent: bool) -> str:
-    """Return what decides where a request goes. HAProxy runs all ``http-request`` rules before any ``use_backend``."""
-    forbidden = error_body("forbidden", "models come in by the model directory, never by the API of the engine")
-    nothing = error_body("not_found", "there is no such path here")
-    method = error_body("method_not_allowed", "not with this method")
-    json_type = "content-type application/json lf-string"
-    agent_acl = "/agents/ /health /metrics" if agent else "/-none-"
-    return f"""    acl agent path_beg {agent_acl}
-    acl engine_admin path_beg {" ".join(ENGINE_ADMIN)}
-    acl engine_get path / {" ".join(ENGINE_GETS)}
-    acl engine_get path_reg ^/v1/models/[A-Za-z0-9._:-]{{1,128}}$
-    acl engine_post path {" ".join(ENGINE_POSTS)}
-    acl reads method GET HEAD
-    acl posts method POST
-    http-request return status 403 {json_type} {forbidden} if engine_admin
-    http-request return status 404 {json_type} {nothing} if !agent !engine_get !engine_post
-    http-request return status 405 {json_type} {method} if engine_get !reads
-    http-request return status 405 {json_type} {method} if engine_post !posts
-    use_backend agent if agent
+    http-request set-var(txn.method) method
+    http-request del-header X-Forwarded-For
+    http-request del-header Forwarded
+    http-request set-header X-Forwarded-For %[src]
+    acl own path /gateway/health
+    http-request set-log-level silent if own
+    http-request return status 200 {_JSON} \
+'{{"status":"ok","engines":%[nbsrv(engine)],"agents":%[nbsrv(agent)]}}' if own
+{_paths(agent=public)}
+    http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
+    http-request wait-for-body time {config.request_s}s
+    http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
+    acl sized req.hdr(content-length) -m found
+    acl long_body req.body_size ge {UNSIZED_BODY_BYTES}
+    acl long_body req.hdrs,length gt {UNSIZED_HEADER_BYTES}
+    http-request return status 411 {_JSON} {unsized} if !sized long_body {{ req.body_size gt 0 }}
+{"    use_backend agent if agent" if public else ""}
     default_backend engine
 """
 
 
-def _backend(pool: Pool, routes: Sequence[Route]) -> str:
-    by_weight = route_weights(routes)
-    servers = "".join(
-        f"    server {server_line(route, by_weight[route.pool, route.server])}\n"
-        for route in sorted(routes, key=lambda route: route.server)
+def _paths(*, agent: bool) -> str:
+    """Return the rules that refuse what is not listed, before a byte of the body is waited for."""
+    wrong = error_body("method_not_allowed", "not with this method; the Allow header says which")
+    lines = [
+        f"acl engine_admin path -i {' '.join(ENGINE_ADMIN)}",
+        "acl engine_admin path_beg -i /api/blobs/",
+        f"acl engine_get path {' '.join(ENGINE_GETS)}",
+        "acl engine_get path_reg ^/v1/models/[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
+        f"acl engine_post path {' '.join(ENGINE_POSTS)}",
+        "http-request deny deny_status 403 if engine_admin",
+        f"http-request deny deny_status 404 if !engine_get !engine_post{' !agent' if agent else ''}",
+        f"http-request return status 405 {_JSON} {wrong} hdr Allow 'GET, HEAD' if engine_get !{{ method GET HEAD }}",
+        f"http-request return status 405 {_JSON} {wrong} hdr Allow POST if engine_post !{{ method POST }}",
+    ]
+    if agent:
+        lines[:0] = ["acl agent path /health /metrics", "acl agent path_beg /agents/ /health/"]
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _backend(pool: Pool, servers: Sequence[str]) -> str:
+    what = "engine" if pool == "engine" else "agent"
+    missing = error_body("unavailable", f"no {what} is ready; loopctl status says why and what to do, then try again")
+    # An agent closes connections that were idle for some seconds, at times just when a request is put on them; its
+    # answers take so long that a new connection for each costs nothing. An engine never closes an idle one.
+    own = (
+        "    http-reuse safe\n    http-response set-header X-Loopbox-Release %s"
+        if pool == "engine"
+        else "    option http-server-close"
     )
-    header = "    http-response set-header X-Loopbox-Release %s\n" if pool == "engine" else ""
     return f"""backend {pool}
-    balance roundrobin
-    option httpchk GET {CHECKS[pool]}
+    option httpchk
+    http-check send meth GET uri {PROBES[pool]} hdr Host {pool}
     http-check expect status 200
-{header}{servers}"""
+    http-error status 503 content-type application/json lf-string {missing} hdr Retry-After 2
+{own}
+""" + "".join(f"{SERVER_INDENT}{server}\n" for server in servers)

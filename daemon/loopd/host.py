@@ -24,6 +24,12 @@ TAIL_LINES = 20  # of a program's output, kept for the message
 LINE_CHARACTERS = 300
 LOG_BYTES = 8 << 20  # at a start; a longer log is put aside as .1 then
 POLL_S = 0.05
+# Directories that are nobody's alone: `purge` removes home and run_dir, so neither may be one of these.
+_TOP = ("bin", "boot", "dev", "etc", "home", "lib", "media", "mnt", "opt", "proc", "root", "run", "sbin", "srv", "sys")
+_SHARED = frozenset(
+    Path("/") / name
+    for name in ("", *_TOP, "run/user", "tmp", "usr", "usr/local", "var", "var/lib", "var/log", "var/run", "var/tmp")
+)
 
 
 class HostError(LoopdError):
@@ -110,6 +116,12 @@ def end_process(process: Process, *, grace_s: float, clock: Callable[[], float] 
                 return
             time.sleep(POLL_S)
     raise HostError(f"process {process.pid} does not end, not even killed; the kernel's log may say why (`dmesg`)")
+
+
+def is_shared(path: Path, repository: Path) -> bool:
+    """Tell whether others have files there, so that it can be nobody's home."""
+    resolved = path.resolve()
+    return resolved in _SHARED or resolved.parent == Path("/home") or repository.resolve().is_relative_to(resolved)
 
 
 def load_started(home: Path) -> Started:

@@ -143,6 +143,17 @@ def plan_images(images: Path, names: Iterable[str] = NAMES, *, cpu: str | None =
     return tuple(recipes.values())
 
 
+def plan_here(
+    repository: Path, proc: Path, names: Iterable[str] = NAMES, *, portable: bool = False
+) -> tuple[Recipe, ...]:
+    """Return the recipes of a checkout, for this machine's processor unless ``portable``. Raises ImagesError."""
+    try:
+        cpu = None if portable else cpu_name((proc / "cpuinfo").read_text())
+    except OSError:
+        cpu = None
+    return plan_images(repository / "images", names, cpu=cpu)
+
+
 def image_set(recipes: Iterable[Recipe]) -> ImageSet:
     """Return the tags of a whole plan."""
     return ImageSet.model_validate({r.name: r.tag for r in recipes if r.name in NAMES})

@@ -34,7 +34,10 @@ class Loader(Protocol):
         ...
 
     async def load(self, release: Release, address: str) -> float:
-        """Make the model under the alias, bring it into memory, generate one token; return tokens a second."""
+        """Make the model under the alias, bring it into memory, generate one token; return tokens a second.
+
+        An engine that has it in memory already is left alone: it serves.
+        """
         ...
 
     async def check(self, release: Release, address: str) -> float:
@@ -71,6 +74,8 @@ class OllamaLoader:
         ollama = self._ollama(address)
         limit = self._settings.rollout.load_s
         alias = self._settings.model_alias
+        if alias in await ollama.loaded(timeout_s=limit):
+            return 0.0
         await ollama.create(alias, release, threads=self._settings.threads, timeout_s=limit)
         return (await ollama.generate(alias, "Hello", tokens=1, timeout_s=limit)).tokens_per_s
 

@@ -77,6 +77,13 @@ class Ollama:
                                 return
                     await asyncio.sleep(POLL_S)
 
+    async def loaded(self, *, timeout_s: float) -> frozenset[str]:
+        """Return the names, without tags, of the models in memory. No health check: it answers in a deadlock, too."""
+        answer = await self._ask("GET", "/api/ps", None, timeout_s=timeout_s)
+        models = answer.get("models")
+        names = [m.get("name") for m in models if isinstance(m, dict)] if isinstance(models, list) else []
+        return frozenset(name.split(":")[0] for name in names if isinstance(name, str))
+
     async def create(self, alias: str, release: Release, *, threads: int, timeout_s: float) -> None:
         """Make the model from the release's blob, which must lie in the engine's blob store already.
 
@@ -95,7 +102,7 @@ class Ollama:
             "parameters": parameters,
             "stream": False,
         }
-        answer = await self._post("/api/create", body, timeout_s=timeout_s)
+        answer = await self._ask("POST", "/api/create", body, timeout_s=timeout_s)
         if answer.get("status") != "success":
             raise EngineAnswerError(f"the engine could not make the model: {answer}")
 
@@ -118,7 +125,7 @@ class Ollama:
         }
         if schema is not None:
             body["format"] = schema
-        answer = await self._post("/api/generate", body, timeout_s=timeout_s)
+        answer = await self._ask("POST", "/api/generate", body, timeout_s=timeout_s)
         try:
             generated = Generated.model_validate(answer)
         except ValidationError as error:
@@ -143,13 +150,13 @@ class Ollama:
             raise GoldenError(f"golden prompt: the schema was not obeyed: {bound.response[:200]!r}")
         return free
 
-    async def _post(self, path: str, body: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+    async def _ask(self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float) -> dict[str, Any]:
         """Return the parsed answer. Any: JSON objects, taken apart by the callers."""
         with _deadline(timeout_s, f"end {path}"):
             try:
                 async with (
                     asyncio.timeout(timeout_s),
-                    self._session.post(f"{self._base}{path}", json=body) as response,
+                    self._session.request(method, f"{self._base}{path}", json=body) as response,
                 ):
                     status = response.status
                     body_read = bytearray()

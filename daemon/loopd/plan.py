@@ -153,19 +153,12 @@ def plan_units(
     steps: list[UnitStep] = []
     for unit in desired:
         instance = observed.get(unit.name)
-        if instance is not None and instance.state is InstanceState.RUNNING:
-            if instance.fingerprint != unit.fingerprint:
-                steps.append(Apply(unit=unit, cause="its configuration changed", restart=True))
-            continue
         if instance is None and unit.name not in known:
             steps.append(Apply(unit=unit, cause="first start", restart=False))
             continue
-        cause = explain_end(instance)
-        history = restarts.get(unit.name, ())
-        due = (history[-1] + timedelta(seconds=backoff(history))) if history else now
-        ran = instance.started_at if instance else None
-        if ran and (now - ran).total_seconds() > STABLE_S + BACKOFF_MOST_S:
-            due = now
+        if (cause := _why(unit, instance)) is None:
+            continue
+        due = _due(restarts.get(unit.name, ()), instance, now)
         if due > now:
             steps.append(Wait(unit=unit.name, until=due, cause=cause))
         else:
@@ -173,6 +166,21 @@ def plan_units(
     wanted = {unit.name for unit in desired}
     steps += [Remove(unit=name, cause="nothing wants it") for name in observed if name not in wanted]
     return tuple(steps)
+
+
+def _why(unit: Unit, instance: Instance | None) -> str | None:
+    """Say why a unit must be started anew, None when it is as desired."""
+    if instance is None or instance.state is not InstanceState.RUNNING:
+        return explain_end(instance)
+    return "its configuration changed" if instance.fingerprint != unit.fingerprint else None
+
+
+def _due(history: Sequence[datetime], instance: Instance | None, now: datetime) -> datetime:
+    """Return when the next restart may be: at once after a long run, else after the back-off."""
+    ran_from = instance.started_at if instance else None
+    if not history or (ran_from and (now - ran_from).total_seconds() > STABLE_S + BACKOFF_MOST_S):
+        return now
+    return history[-1] + timedelta(seconds=backoff(history))
 
 
 def explain_end(instance: Instance | None) -> str:

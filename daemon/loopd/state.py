@@ -47,13 +47,14 @@ class Database:
         async with self._lock:
             self._holder = asyncio.current_task()
             try:
-                await self._connection.execute("BEGIN IMMEDIATE")
+                # Shielded, since what is sent to the connection's thread is done whether or not we are cancelled; calls
+                # are done in order, so a roll-back sent after a BEGIN undoes it.
                 try:
+                    await asyncio.shield(self._connection.execute("BEGIN IMMEDIATE"))
                     yield
                 except BaseException:
-                    await self._connection.rollback()
+                    await asyncio.shield(self._connection.rollback())
                     raise
-                # Shielded: a cancel between here and the end must not leave the transaction open.
                 await asyncio.shield(self._connection.commit())
             finally:
                 self._holder = None

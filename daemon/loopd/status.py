@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from typing import Literal
 
+from loopd import version
 from loopd.api.schema import ReleaseView, RolloutView, SandboxView, ServiceView, StatusView, StepView
 from loopd.config import Settings
 from loopd.engine import Engine, EngineDownError, Instance, InstanceState
@@ -79,7 +79,7 @@ class Status:
             self.metrics.unit_ready.labels(unit=_metric_unit(service.name)).set(service.ready)
         return StatusView(
             instance=self.settings.instance,
-            version=version("loopbox"),
+            version=version(),
             state=state,
             reason=reason,
             started_at=self.started_at,

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
 
-from loopd.engine import Engine, Event, Instance, InstanceState, Relist, Unit
+from loopd.engine import Engine, Event, Instance, Relist, Unit
 from loopd.errors import LoopdError
 from loopd.ledger import Ledger
 from loopd.loading import Loader
 from loopd.metrics import Metrics
 from loopd.plan import Apply, Remove, Wait, plan_units
 from loopd.registry import Registry
+from loopd.release import Release
 from loopd.rollout import Rollouts
 from loopd.routing import Routing
 from loopd.state import Database, now
@@ -85,6 +86,7 @@ class Supervisor:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _mending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _wake_at: float | None = None
+    _loaded: tuple[str, datetime | None] | None = None  #: container and start of the engine that was loaded last
 
     async def run_forever(self) -> None:
         """Reconcile until cancelled."""
@@ -145,6 +147,7 @@ class Supervisor:
                     self._wake_at = min(self._wake_at or delay, delay)
         if not steps and not self._mending:
             await self.routing.converge()
+            await self._keep_loaded(observed)
 
     def _mend(self, name: str, work: object) -> None:
         """Run one unit's repair, unless one is under way."""
@@ -193,8 +196,7 @@ class Supervisor:
                 return  # promoted away meanwhile
             instance = await self.loader.start(release)
             await self.routing.converge()
-            if instance.address:
-                await self.loader.load(release, instance.address)
+            await self._load(release, instance)
         else:
             if unit.name == GATEWAY:
                 prepared = self.prepare_gateway()
@@ -202,6 +204,27 @@ class Supervisor:
                 await prepared
             await self.engine.apply(unit)
         await self.routing.converge()
+
+    async def _keep_loaded(self, observed: Mapping[str, Instance]) -> None:
+        """Load the champion into an engine that runs and was not seen loaded: after a failure, or a start of loopd."""
+        champion = (await self.registry.serving()).champion
+        if champion is None:
+            return
+        release = await self.registry.get(champion)
+        instance = observed.get(self.engine_unit(release).name)
+        if instance is not None and self._loaded != (instance.id, instance.started_at):
+            self._mend(instance.unit, self._load(release, instance))
+
+    async def _load(self, release: Release, instance: Instance) -> None:
+        if instance.address is None:
+            return
+        try:
+            await self.loader.load(release, instance.address)
+        except LoopdError as error:
+            await self.ledger.append("unit.failed", instance.unit, f"not loaded: {error}"[:1000])
+            await asyncio.sleep(RETRY_S)
+            return
+        self._loaded = (instance.id, instance.started_at)
 
     async def _remove(self, name: str, cause: str) -> None:
         await self.engine.remove(name)
@@ -237,8 +260,3 @@ class Supervisor:
                 await self._wake.wait()
         except TimeoutError:
             pass
-
-
-def is_running(instance: Instance | None) -> bool:
-    """Tell whether an instance runs."""
-    return instance is not None and instance.state is InstanceState.RUNNING

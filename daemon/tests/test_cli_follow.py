@@ -96,7 +96,7 @@ def broken(*entries: EventView | None) -> Iterator[EventView | None]:
 
 @pytest.fixture
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following.time, "sleep", lambda _: None)
+    monkeypatch.setattr("loopd.cli.follow.time.sleep", lambda _: None)
 
 
 @pytest.mark.usefixtures("_no_waits")
@@ -108,7 +108,7 @@ def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
         [broken(entry(4), entry(5)), broken(), iter([entry(5), entry(6), None]), iter([entry(7)])],
     )
     with closing(follow(client(ledger), 3, tick_s=1.0, say=said.append)) as entries:
-        seen = []
+        seen: list[int] = []
         while len(seen) < 4:
             if found := next(entries):
                 seen.append(found.seq)
@@ -123,7 +123,7 @@ def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
 def test_patience_ends() -> None:
     """A script that waits for a rollout must not wait for ever for a loopd that is gone."""
     with (
-        closing(follow(client(Ledger([], [broken()])), 0, tick_s=1.0, say=str, patience_s=0.0)) as entries,
+        closing(follow(client(Ledger([], [broken()])), 0, tick_s=1.0, say=lambda _: None, patience_s=0.0)) as entries,
         pytest.raises(UnreachableError),
     ):
         next(entries)

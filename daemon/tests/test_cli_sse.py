@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from loopd.cli.sse import Message, Parser, StreamLimitError
 
-WORD = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=("Cs",)), max_size=20)
+WORD = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=20)
 MESSAGES = st.lists(
     st.builds(
         Message,

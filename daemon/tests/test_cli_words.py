@@ -26,6 +26,7 @@ from loopd.cli.settings import MASK, flatten, origin
 from loopd.cli.words import ago, clock, count, plain, scalar, size, span
 from loopd.config import ConfigError
 from loopd.errors import LoopdError
+from loopd.images import ImagesError
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -82,6 +83,7 @@ def test_times_and_values() -> None:
         (AnswerError("x"), ExitCode.FAILED, "answer_not_understood"),
         (MissingError("x"), ExitCode.NOT_FOUND, "not_found"),
         (ConfigError("x"), ExitCode.CONFIG, "config_invalid"),
+        (ImagesError("x"), ExitCode.CONFIG, "images_unknown"),
         (LoopdError("x"), ExitCode.FAILED, "internal"),
         (ApiError("x", answered_code="unauthenticated", http_status=401), ExitCode.REFUSED, "unauthenticated"),
         (ApiError("x", answered_code="no_such", http_status=404), ExitCode.NOT_FOUND, "no_such"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import shlex
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from aiohttp import web
 
+from loopd import version
 from loopd.api.schema import (
     EventList,
     EventView,
@@ -198,11 +198,11 @@ class Routes:
 
     async def health(self, _: web.Request) -> web.Response:
         """Answer while the loop runs."""
-        return json_response(HealthView(version=version("loopbox")))
+        return json_response(HealthView(version=version()))
 
     async def document(self, _: web.Request) -> web.Response:
         """Serve the OpenAPI document."""
-        document = openapi(self.control(), version=version("loopbox"))
+        document = openapi(self.control(), version=version())
         return web.Response(text=dumps(document), content_type="application/json")
 
     async def prometheus(self, _: web.Request) -> web.Response:

@@ -25,7 +25,7 @@ from loopd.metrics import Metrics
 
 CORRELATION_HEADER = "X-Correlation-Id"
 _CORRELATION = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
-_PARAMETER = re.compile(r"\{(\w+)(?::[^}]*)?\}")
+_PARAMETER = re.compile(r"\{(\w+)(?::(?:[^{}]|\{[^{}]*\})*)?\}")  # a pattern may hold a {m,n} of its own
 
 METRICS: web.AppKey[Metrics] = web.AppKey("METRICS", Metrics)
 TOKEN: web.AppKey[Token | None] = web.AppKey("TOKEN")  # None: the socket's file mode is the lock

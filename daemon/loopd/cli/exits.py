@@ -80,7 +80,8 @@ def exit_code(error: LoopdError) -> ExitCode:
     """Return what loopctl exits with after this error."""
     if isinstance(error, UnreachableError):
         return ExitCode.UNREACHABLE
-    if error.code == "config_invalid":
+    # Any ConfigError; asked by its word, because importing loopd.config takes longer than `--help` may.
+    if any(vars(kind).get("code") == "config_invalid" for kind in type(error).__mro__):
         return ExitCode.CONFIG
     status = error.http_status if isinstance(error, ApiError) else error.status
     return _BY_STATUS.get(status, ExitCode.FAILED)

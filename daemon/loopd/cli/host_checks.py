@@ -16,18 +16,14 @@ from loopd.cli.host_parts import Host
 from loopd.cli.host_ports import Holder, find_holders
 from loopd.cli.words import size
 from loopd.engine import EngineDownError
-from loopd.host import HostError
-from loopd.images import ImagesError, load_images, plan_tags
+from loopd.host import HostError, is_shared
+from loopd.images import ImagesError, image_set, load_images, plan_here
 
 MACHINES = ("x86_64", "aarch64")
 MEMORY_BYTES = 1900 << 20  # the embedded model, the agent and two sandboxes; a "2 GB" host shows this much
 BUILD_BYTES = 7 << 30  # measured: images 1.3 GiB, and the engine's build stage beside them
 RUN_BYTES = 1 << 30  # with all images there: logs and containers
 HOME_BYTES = 1 << 30  # state, and room for the embedded model twice
-# Directories that are nobody's alone: `purge` removes home, so it must never be one of these.
-SHARED = frozenset(
-    map(Path, ("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/media", "/mnt", "/opt", "/proc", "/root", "/run"))
-) | frozenset(map(Path, ("/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/local", "/var", "/var/lib", "/var/tmp", "/var/log")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +102,10 @@ def find_refusals(facts: Facts) -> tuple[str, ...]:
     if facts.memory < MEMORY_BYTES:
         found.append(f"the host has {size(facts.memory)} memory: {size(MEMORY_BYTES)} is the least that serves a model")
     for name, path in (("home", facts.home), ("run_dir", facts.run_dir)):
-        if path in SHARED or facts.repository.is_relative_to(path):
-            found.append(f"{name} is {path}, where others have files, too: set LOOPBOX_{name.upper()} to one of its own")
+        if is_shared(path, facts.repository):
+            found.append(
+                f"{name} is {path}, where others have files, too: set LOOPBOX_{name.upper()} to one of its own"
+            )
     found += _no_room(facts.disks)
     found += [
         f"port {h.port} ({h.setting}) is held by {h.name}: stop it, or choose another with "
@@ -128,7 +126,9 @@ def _no_room(disks: Iterable[Disk]) -> list[str]:
         free = min(disk.free for disk in shared)
         if free < needed:
             places = " and ".join(str(disk.path) for disk in shared)
-            found.append(f"{places}: {size(free)} free, {size(needed)} needed. Free some, or set LOOPBOX_HOME elsewhere")
+            found.append(
+                f"{places}: {size(free)} free, {size(needed)} needed. Free some, or set LOOPBOX_HOME elsewhere"
+            )
     return found
 
 
@@ -142,6 +142,6 @@ def _disk(path: Path, needed: int) -> Disk:
 def _built(host: Host) -> bool:
     """Tell whether the images of this checkout were all built before; a guess, made before the engine runs."""
     try:
-        return load_images(host.settings.home) == plan_tags(host.places.repository, host.places.proc)
+        return load_images(host.settings.home) == image_set(plan_here(host.places.repository, host.places.proc))
     except ImagesError:
         return False

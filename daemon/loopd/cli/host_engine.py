@@ -44,6 +44,25 @@ def ensure_engine(host: Host, say: Say, *, install: bool = True) -> str:
     return f"Docker {number} {'installed and ' if missing else ''}started"
 
 
+def find_engine(host: Host, say: Say) -> str:
+    """Bring a stopped engine back for a clean-up; without one there is nothing to clean."""
+    try:
+        return ensure_engine(host, say, install=False)
+    except HostError as error:
+        return f"none: {str(error).splitlines()[0]}"
+
+
+def remove_containers(host: Host) -> str:
+    """Remove this instance's containers and networks."""
+    try:
+        with host.open_engine() as engine:
+            return f"{engine.remove_containers()} removed"
+    except EngineDownError as error:
+        if _running(host):
+            raise
+        return f"none runs: {str(error).splitlines()[0]}"
+
+
 def stop_engine(host: Host) -> str:
     """Stop the engine if we started it and nobody else uses it; return what was done."""
     process = host.started.dockerd
@@ -102,7 +121,9 @@ def _start(host: Host) -> Process | None:
         return None
     program = host.commands.find("dockerd")
     if program is None:
-        raise HostError("Docker was installed, but there is no `dockerd` on PATH: start it by hand and repeat `make up`")
+        raise HostError(
+            "Docker was installed, but there is no `dockerd` on PATH: start it by hand and repeat `make up`"
+        )
     host.logs.mkdir(mode=0o755, parents=True, exist_ok=True)
     # Warnings alone: its log has no bound while it runs.
     return host.commands.start((str(program), "--log-level=warn"), log=host.logs / LOG)

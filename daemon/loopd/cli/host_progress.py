@@ -15,6 +15,15 @@ QUIET_S = 15.0  # on a pipe a step that takes long says this often what it is at
 DETAIL_CHARACTERS = 70
 
 
+class Aside(Screen):
+    """A screen whose lines are remarks, where stdout is for the answer alone."""
+
+    def line(self, text: str, mood: Mood = "") -> None:
+        """Write one line to stderr."""
+        del mood
+        self.remark(text)
+
+
 @dataclass
 class Progress:
     """Runs steps one after the other; the first that fails ends it."""

@@ -1,0 +1,66 @@
+# The one door, for people and for CI. `make` alone says what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+DEV := .venv-dev/bin
+# What tests may leave behind between runs: the engine's log where they had to start one.
+TEST_HOME := $(CURDIR)/.tools/home
+PYTEST ?=
+CODE := daemon images tests bench
+MYPY := daemon/loopd images/agent/src images/toolrunner/src daemon/tests images/agent/tests images/toolrunner/tests tests bench
+
+.PHONY: help
+help: ## Say what there is.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: up
+up: ## Bring the appliance up on this host; what is there already is left alone.
+	@tools/as-root tools/bootstrap loopd
+	@tools/as-root .venv/bin/loopctl up
+
+.PHONY: down
+down: ## Stop what `make up` started; models, state and images stay.
+	@tools/as-root tools/bootstrap loopd
+	@tools/as-root .venv/bin/loopctl down
+
+.PHONY: purge
+purge: ## Remove everything `make up` put on this host; asks first (YES=1: does not).
+	@tools/as-root tools/bootstrap loopd
+	@tools/as-root .venv/bin/loopctl purge $(if $(YES),--yes)
+
+.PHONY: images
+images: ## Build the images of this checkout that are not on this host.
+	@tools/as-root tools/bootstrap loopd
+	@LOOPBOX_HOME='$(TEST_HOME)' tools/as-root .venv/bin/loopctl images build
+
+.PHONY: test
+test: lint ## Run every test but the slow ones, on real containers (PYTEST='-k name' for some).
+	@LOOPBOX_HOME='$(TEST_HOME)' tools/as-root $(DEV)/loopctl images build </dev/null
+	@tools/as-root env COVERAGE_FILE='$(CURDIR)/.coverage' $(DEV)/python -m pytest --cov --cov-report=term \
+		-m 'not slow' -p no:cacheprovider $(PYTEST) </dev/null
+
+.PHONY: lint
+lint: dev ## Check style and types.
+	@$(DEV)/ruff check $(wildcard $(CODE))
+	@$(DEV)/ruff format --check $(wildcard $(CODE))
+	@$(DEV)/mypy $(wildcard $(MYPY))
+
+.PHONY: format
+format: dev ## Rewrite the code in its one style.
+	@$(DEV)/ruff check --fix $(wildcard $(CODE))
+	@$(DEV)/ruff format $(wildcard $(CODE))
+
+.PHONY: bench
+bench: dev ## Measure: BENCH=routing, BENCH=footprint; the last line is one JSON object.
+	@test -f 'bench/$(BENCH).py' || { echo "which? BENCH= one of: $(basename $(notdir $(wildcard bench/*.py)))" >&2; exit 2; }
+	@tools/as-root $(DEV)/python bench/$(BENCH).py </dev/null
+
+.PHONY: lock
+lock: ## Write the hash-pinned requirement files anew from pyproject.toml.
+	@tools/lock
+
+.PHONY: dev
+dev:
+	@tools/bootstrap dev

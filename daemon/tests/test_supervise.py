@@ -1,0 +1,224 @@
+"""Supervision on the in-memory engine and gateway, with a real state.db."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+from loopd.engine import InMemoryEngine, Instance, InstanceState, Limits, Unit
+from loopd.gateway import InMemoryGateway
+from loopd.ledger import Ledger
+from loopd.metrics import build_metrics
+from loopd.ollama import EngineAnswerError
+from loopd.registry import Registry
+from loopd.release import Release
+from loopd.rollout import Rollouts
+from loopd.routing import Routing
+from loopd.state import Database
+from loopd.supervise import Restarts, Supervisor
+from samples import make_release
+
+IMAGE = "image"
+A = make_release("alpha")
+
+
+def unit(name: str, image: str = IMAGE) -> Unit:
+    return Unit(name=name, image=image, user="1:1", network="internal", limits=Limits(memory_bytes=1))
+
+
+@dataclass
+class Loader:
+    engine: InMemoryEngine
+    loaded: int = 0
+    fail: Exception | None = None
+
+    async def start(self, release: Release) -> Instance:
+        return await self.engine.apply(unit(release.unit))
+
+    async def load(self, release: Release, address: str) -> float:
+        if self.fail:
+            raise self.fail
+        self.loaded += 1
+        return 1.0
+
+    async def check(self, release: Release, address: str) -> float:
+        raise AssertionError("supervision asks no golden prompts")
+
+    async def remove(self, release_id: str, unit: str) -> None:
+        raise AssertionError("supervision removes no release")
+
+
+@dataclass
+class Bench:
+    engine: InMemoryEngine
+    gateway: InMemoryGateway
+    registry: Registry
+    rollouts: Rollouts
+    restarts: Restarts
+    ledger: Ledger
+    loader: Loader
+    supervisor: Supervisor
+    fixed: list[Unit]
+    prepared: list[int]
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+        """Wait while the supervisor runs."""
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    def running(self, name: str) -> bool:
+        found = self.engine.instances.get(name)
+        return found is not None and found.state is InstanceState.RUNNING
+
+
+@pytest.fixture
+async def bench(database: Database) -> AsyncIterator[Bench]:
+    engine, gateway = InMemoryEngine(images={IMAGE: "sha256:i", "new": "sha256:n"}), InMemoryGateway()
+    registry, ledger, restarts = Registry(database), Ledger(database), Restarts(database)
+    rollouts = Rollouts(database, registry, ledger)
+    loader = Loader(engine)
+    fixed = [unit("gateway"), unit("agent")]
+    prepared: list[int] = []
+
+    async def prepare() -> None:
+        prepared.append(1)
+
+    supervisor = Supervisor(
+        engine=engine,
+        loader=loader,
+        registry=registry,
+        rollouts=rollouts,
+        routing=Routing.over(registry, engine, gateway),
+        restarts=restarts,
+        ledger=ledger,
+        metrics=build_metrics(),
+        fixed=lambda: fixed,
+        engine_unit=lambda release: unit(release.unit),
+        prepare_gateway=prepare,
+        relist_s=0.2,
+    )
+    await registry.add(A, source="a.gguf")
+    await registry.promote(A.id)
+    task = asyncio.create_task(supervisor.run_forever())
+    made = Bench(engine, gateway, registry, rollouts, restarts, ledger, loader, supervisor, fixed, prepared)
+    try:
+        yield made
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def everything_up(bench: Bench) -> None:
+    await bench.until(lambda: all(bench.running(n) for n in ("gateway", "agent", A.unit)) and bench.loader.loaded > 0)
+
+
+async def test_everything_wanted_is_started_and_routed(bench: Bench) -> None:
+    await everything_up(bench)
+    await bench.until(lambda: {s.server for s in bench.gateway.servers.values()} == {A.short, "agent"})
+    assert bench.prepared, "the gateway's configuration was written before it started"
+    assert await bench.restarts.count("agent") == 0
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "oom", "cause"), [(0, False, "code 0"), (137, False, "SIGKILL"), (137, True, "memory")]
+)
+async def test_a_death_is_mended_and_its_cause_written_down(
+    bench: Bench, exit_code: int, oom: bool, cause: str
+) -> None:
+    await everything_up(bench)
+    bench.engine.die("agent", exit_code=exit_code, oom_killed=oom)
+    await bench.until(lambda: bench.running("agent"))
+    (restart,) = await bench.restarts.of("agent")
+    assert cause in restart.cause
+    entry = await bench.ledger.last("agent", "unit.restarted")
+    assert entry is not None
+    assert entry.detail["oom_killed"] is oom
+
+
+async def test_the_champion_is_loaded_anew_after_its_death(bench: Bench) -> None:
+    await everything_up(bench)
+    before = bench.loader.loaded
+    bench.engine.die(A.unit, exit_code=139)
+    await bench.until(lambda: bench.loader.loaded > before and bench.running(A.unit))
+
+
+async def test_a_container_that_someone_removed_comes_back(bench: Bench) -> None:
+    await everything_up(bench)
+    await bench.until(lambda: "agent" in {s.server for s in bench.gateway.servers.values()})
+    await bench.engine.remove("agent")
+    await bench.until(lambda: bench.running("agent"))
+    assert "removed" in (await bench.restarts.of("agent"))[0].cause
+
+
+async def test_a_new_address_reaches_the_gateway(bench: Bench) -> None:
+    await everything_up(bench)
+    bench.engine.die("agent")
+    del bench.engine.instances["agent"]
+    await bench.until(lambda: bench.running("agent"))
+    address = f"{bench.engine.instances['agent'].address}:8000"
+    await bench.until(lambda: bench.gateway.servers["agent", "agent"].address == address)
+
+
+async def test_a_changed_unit_is_replaced(bench: Bench) -> None:
+    await everything_up(bench)
+    old = bench.engine.instances["agent"].id
+    bench.fixed[1] = unit("agent", "new")
+    bench.supervisor.poke()
+    await bench.until(lambda: bench.running("agent") and bench.engine.instances["agent"].id != old)
+
+
+async def test_what_nobody_wants_is_removed_but_sandboxes_are_the_brokers(bench: Bench) -> None:
+    await everything_up(bench)
+    await bench.engine.apply(unit("engine-stray"))
+    await bench.engine.apply(unit("sandbox-1"))
+    await bench.until(lambda: "engine-stray" not in bench.engine.instances)
+    assert bench.running("sandbox-1")
+
+
+async def test_an_engine_that_goes_and_comes_back_is_waited_for(bench: Bench) -> None:
+    await everything_up(bench)
+    bench.engine.down = True
+    bench.supervisor.poke()
+    await asyncio.sleep(0.05)
+    instance = bench.engine.instances["agent"]
+    bench.engine.instances["agent"] = replace(instance, state=InstanceState.STOPPED, exit_code=0)
+    bench.engine.down = False
+    await bench.until(lambda: bench.running("agent"))
+
+
+async def test_a_unit_that_cannot_start_is_tried_less_and_less_often(bench: Bench) -> None:
+    """A missing image must not turn into a busy loop."""
+    await everything_up(bench)
+    bench.fixed[1] = unit("agent", "missing")
+    bench.supervisor.poke()
+    await asyncio.sleep(1.0)
+    assert 1 <= await bench.restarts.count("agent") <= 6
+    entry = await bench.ledger.last("agent", "unit.failed")
+    assert entry is not None
+    assert "missing" in entry.cause
+
+
+async def test_a_load_that_fails_is_tried_again(bench: Bench) -> None:
+    await everything_up(bench)
+    bench.loader.fail = EngineAnswerError("busy")
+    bench.engine.die(A.unit)
+    await bench.until(lambda: bench.running(A.unit))
+    await asyncio.sleep(0.05)
+    bench.loader.fail = None
+    before = bench.loader.loaded
+    await bench.until(lambda: bench.loader.loaded > before)
+
+
+async def test_a_gateway_that_is_down_for_a_moment_gets_its_routes_later(bench: Bench) -> None:
+    await everything_up(bench)
+    bench.gateway.down = True
+    bench.engine.die("agent")
+    del bench.engine.instances["agent"]
+    await bench.until(lambda: bench.running("agent"))
+    bench.gateway.down = False
+    address = f"{bench.engine.instances['agent'].address}:8000"
+    await bench.until(lambda: bench.gateway.servers["agent", "agent"].address == address)
