@@ -84,6 +84,7 @@ class DockerEngine:
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="docker")
         self._client: docker.DockerClient | None = None
         self._gateway = ""
+        self._opening = asyncio.Lock()
         self._networks: dict[str, str] = {}
 
     @property
@@ -93,10 +94,11 @@ class DockerEngine:
 
     async def open(self) -> None:
         """Connect and ensure the internal network."""
-        if self._client is None:
-            self._client = await self._call(self._connection.client)
-        if not self._gateway:
-            self._gateway = await self._call(self._ensure_network)
+        async with self._opening:  # Docker would make two networks of one name
+            if self._client is None:
+                self._client = await self._call(self._connection.client)
+            if not self._gateway:
+                self._gateway = await self._call(self._ensure_network)
 
     async def close(self) -> None:
         """Close the client and its threads."""

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from loopd.errors import LoopdError
 from loopd.gateway import Applied, GatewayDownError, Pool, Route, Server, poll_idle, really_set
-from loopd.haproxy_config import GatewayConfig, frame_of, render
+from loopd.haproxy_config import GatewayConfig, description_of, frame_of, render
 from loopd.haproxy_runtime import (
     RELOAD,
+    SHOW_INFO,
     SHOW_PROCESSES,
     SHOW_SERVERS,
     Processes,
+    parse_description,
     parse_processes,
     parse_stat,
     plan_commands,
@@ -63,19 +65,22 @@ class HaproxyGateway:
     check: Checker = field(kw_only=True)
     uid: int | None = field(kw_only=True)  #: who reads the file; None: this process
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
-    _reload_due: bool = field(default=False, init=False)
 
     async def observe(self) -> tuple[Server, ...]:
-        """Return the servers, streams that a reload left behind included."""
+        """Return the servers, with the streams that a reload left to an old process."""
         now = parse_stat(await self._ask(SHOW_SERVERS))
-        old = [parse_stat(await self._ask_master(f"@!{pid} {SHOW_SERVERS}")) for pid in await self._old_workers()]
+        processes = await self._find_processes()
+        old = [await self._left_to(pid) for pid in processes.old] if processes else []
         return with_old_workers(now, old)
 
     async def apply(self, routes: Sequence[Route]) -> Applied:
-        """Make the servers equal to the routes; also raises GatewayConfigError, with nothing changed."""
+        """Make the servers equal to the routes, and what runs equal to the file.
+
+        Also raises GatewayConfigError, with nothing changed.
+        """
         async with self._lock:
-            self._reload_due |= await self._ensure_file(routes)
-            if self._reload_due:
+            await self._ensure_file(routes)
+            if parse_description(await self._ask(SHOW_INFO)) != description_of(self.config()):
                 await self._reload()
             plan = plan_commands(routes, parse_stat(await self._ask(SHOW_SERVERS)))
             for command in plan.prepare:
@@ -97,13 +102,11 @@ class HaproxyGateway:
     async def ensure_config(self, routes: Sequence[Route]) -> bool:
         """Write the file that HAProxy starts from; True when more than its servers changed.
 
-        HAProxy checks what it has not checked before; a HAProxy that runs on the old file reloads at the next
-        apply(). Raises GatewayConfigError; the old file stays.
+        HAProxy checks what it has not checked before. One that runs takes the new file at the next apply().
+        Raises GatewayConfigError; the old file stays.
         """
         async with self._lock:
-            changed = await self._ensure_file(routes)
-            self._reload_due |= changed
-            return changed
+            return await self._ensure_file(routes)
 
     async def reload(self) -> None:
         """Put the file in use; no request is lost, streams finish in the old process. Raises GatewayConfigError."""
@@ -111,23 +114,25 @@ class HaproxyGateway:
             await self._reload()
 
     async def _reload(self) -> None:
-        before = await self._processes()
-        # The master leaves before it answers.
-        with contextlib.suppress(GatewayDownError):
+        before = parse_processes(await self._ask_master(SHOW_PROCESSES))
+        with contextlib.suppress(GatewayDownError):  # the master leaves before it answers
             await self._ask_master(RELOAD)
-        try:
-            async with asyncio.timeout(RELOAD_S):
-                while (
-                    now := await self._find_processes()
-                ) is None or now.reloads + now.failed <= before.reloads + before.failed:
-                    await asyncio.sleep(RELOAD_POLL_S)
-        except TimeoutError as error:
-            raise GatewayDownError(
-                f"the gateway has not reloaded after {RELOAD_S:g} s; it goes on as it was"
-            ) from error
+        deadline = time.monotonic() + RELOAD_S
+        while (now := await self._find_processes()) is None or now.attempts == before.attempts:
+            if time.monotonic() >= deadline:
+                raise GatewayDownError(f"the gateway has not reloaded after {RELOAD_S:g} s; traffic may go on")
+            await asyncio.sleep(RELOAD_POLL_S)
         if now.failed > before.failed:
             raise GatewayConfigError("the gateway refused to reload and goes on as it was; its log says why")
-        self._reload_due = False
+
+    async def _left_to(self, pid: int) -> tuple[Server, ...]:
+        """Return the servers as a process sees them that only finishes its streams; none when it just ended."""
+        try:
+            return parse_stat(await self._ask_master(f"@!{pid} {SHOW_SERVERS}"))
+        except GatewayDownError:
+            if pid in parse_processes(await self._ask_master(SHOW_PROCESSES)).old:
+                raise
+            return ()
 
     async def _ensure_file(self, routes: Sequence[Route]) -> bool:
         """Make the file equal to the routes; True when more than its servers changed."""
@@ -172,19 +177,12 @@ class HaproxyGateway:
             await asyncio.sleep(DELETE_PAUSE_S)
         return None
 
-    async def _old_workers(self) -> tuple[int, ...]:
-        found = await self._find_processes()
-        return found.old if found else ()
-
     async def _find_processes(self) -> Processes | None:
-        """Return the processes, None while the master does not answer."""
+        """Return the processes, None while no master answers."""
         try:
-            return await self._processes()
+            return parse_processes(await self._ask_master(SHOW_PROCESSES))
         except GatewayDownError:
             return None
-
-    async def _processes(self) -> Processes:
-        return parse_processes(await self._ask_master(SHOW_PROCESSES))
 
     async def _tell(self, command: str) -> None:
         """Send commands of one line that change something. Raises CommandRefusedError."""
@@ -218,7 +216,8 @@ async def _converse(path: Path, command: str) -> str:
                     await writer.wait_closed()
     except (OSError, TimeoutError) as error:
         raise GatewayDownError(
-            f"the gateway does not answer at {path.name} ({error!r}); traffic may go on. `loopctl why gateway` says more"
+            f"the gateway does not answer at {path.name} ({error!r}); traffic may go on, "
+            "`loopctl why gateway` says more"
         ) from error
 
 

@@ -7,6 +7,7 @@ what they do not cover: images/gateway/README.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,20 +75,24 @@ class GatewayConfig:
 
 def render(config: GatewayConfig, routes: Sequence[Route]) -> str:
     """Return the whole haproxy.cfg. Raises RouteError."""
+    return _render(config, routes, description_of(config))
+
+
+def description_of(config: GatewayConfig) -> str:
+    """Return what a HAProxy that runs with these settings says it is; another answer calls for a reload."""
+    return f"loopbox-{hashlib.sha256(_render(config, (), '').encode()).hexdigest()[:16]}"
+
+
+def _render(config: GatewayConfig, routes: Sequence[Route], description: str) -> str:
     frontends = [_frontend("public", config.public_address, config.public_port, config)]
     if config.internal_address:
         frontends.append(_frontend("internal", config.internal_address, config.internal_port, config))
     weights = route_weights(routes)
-    lines = [
-        _global(config),
-        _defaults(config),
-        *frontends,
-        *(
-            _backend(pool, [server_line(r, weights[r.pool, r.server]) for r in _sorted(routes) if r.pool == pool])
-            for pool in POOLS
-        ),
-    ]
-    return "\n".join(lines)
+    servers = {
+        pool: [server_line(r, weights[r.pool, r.server]) for r in _sorted(routes) if r.pool == pool] for pool in POOLS
+    }
+    backends = [_backend(pool, servers[pool]) for pool in POOLS]
+    return "\n".join([_global(config, description), _defaults(config), *frontends, *backends])
 
 
 def frame_of(text: str) -> str:
@@ -96,8 +101,9 @@ def frame_of(text: str) -> str:
 
 
 def server_line(route: Route, weight: int) -> str:
-    """Return what follows ``server`` in the file and ``add server POOL/`` at run time; dynamic servers have no
-    defaults to inherit, so everything is said here.
+    """Return what follows ``server`` in the file and ``add server POOL/`` at run time.
+
+    Everything is said here, since a dynamic server inherits no defaults.
     """
     return f"{route.server} {route.address} weight {weight} {PROBE}"
 
@@ -118,9 +124,10 @@ def _sorted(routes: Sequence[Route]) -> list[Route]:
     return sorted(routes, key=lambda route: route.server)
 
 
-def _global(config: GatewayConfig) -> str:
+def _global(config: GatewayConfig, description: str) -> str:
     return f"""# Written by loopd; changes are overwritten.
 global
+    description {description}
     maxconn {config.max_connections + config.max_connections // 4}
     nbthread 1
     tune.bufsize {BUFFER_BYTES}

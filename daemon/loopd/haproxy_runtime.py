@@ -12,6 +12,7 @@ from loopd.gateway import POOLS, GatewayDownError, Pool, Route, Server, ServerSt
 from loopd.haproxy_config import server_line
 
 SHOW_SERVERS = "show stat -1 4 -1"  # any proxy, type server, any id
+SHOW_INFO = "show info"
 SHOW_PROCESSES = "show proc"
 RELOAD = "reload"
 
@@ -201,6 +202,18 @@ class Processes:
     reloads: int
     failed: int  #: reloads
     old: tuple[int, ...]  #: pids of workers that only finish their streams
+
+    @property
+    def attempts(self) -> int:
+        """How many reloads there were, failed ones included."""
+        return self.reloads + self.failed
+
+
+def parse_description(text: str) -> str:
+    """Return the description in ``show info``, '' for none. Raises StrangeAnswerError."""
+    if not text.startswith("Name: HAProxy"):
+        raise StrangeAnswerError(f"this is not what HAProxy says of itself: {text[:80]!r}")
+    return next((line[13:] for line in text.splitlines() if line.startswith("description: ")), "")
 
 
 def parse_processes(text: str) -> Processes:

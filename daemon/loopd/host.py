@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Places:
     systemd: Path = Path("/run/systemd/system")  #: exists where systemd runs, sd_booted(3)
     proc: Path = Path("/proc")
     docker_pid: Path = Path("/var/run/docker.pid")
+    interpreter: Path = Path(sys.base_prefix)  #: the Python that the virtual environment stands on
 
     @property
     def booted(self) -> bool:

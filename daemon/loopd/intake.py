@@ -33,6 +33,8 @@ from loopd.units import Layout
 CHUNK = 4 << 20
 FREE_BYTES = 512 << 20  # left for state, logs and engines
 LEAST_CTX = 256
+# An agent that calls tools wants the likely word; small models drift off at the engine's own default of 0.8.
+SAMPLING = (("temperature", 0.2), ("top_p", 0.9))
 
 log = structlog.get_logger("loopd.intake")
 
@@ -127,6 +129,7 @@ class Intake:
             architecture=summary.architecture,
             template=chat.template,
             stop=chat.stop,
+            sampling=SAMPLING,
             num_ctx=max(LEAST_CTX, min(self.num_ctx, summary.context_length)),
         )
 

@@ -76,7 +76,13 @@ class OllamaLoader:
         alias = self._settings.model_alias
         if alias in await ollama.loaded(timeout_s=limit):
             return 0.0
-        await ollama.create(alias, release, threads=self._settings.threads, timeout_s=limit)
+        blob = layout_of(self._settings).blob(release.gguf_sha256)
+        # The engine sets the time of the blob it makes a model of, for which it must own it; only for that moment.
+        await asyncio.to_thread(own, blob, ENGINE_UID)
+        try:
+            await ollama.create(alias, release, threads=self._settings.threads, timeout_s=limit)
+        finally:
+            await asyncio.to_thread(own, blob, 0)
         return (await ollama.generate(alias, "Hello", tokens=1, timeout_s=limit)).tokens_per_s
 
     async def check(self, release: Release, address: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import structlog
 
 from loopd.engine import Engine, Instance
 from loopd.errors import UnavailableError
-from loopd.gateway import Applied, Gateway, Route, Server, ServerState
+from loopd.gateway import Applied, Gateway, GatewayDownError, Route, Server, ServerState
 from loopd.registry import Registry
 from loopd.release import SHORT, engine_unit
 from loopd.units import AGENT, AGENT_PORT, ENGINE_PORT
@@ -84,6 +85,19 @@ class Routing:
         """Make the gateway's servers equal to the wanted ones. Raises GatewayDownError, EngineDownError."""
         async with self._lock:
             return await self.gateway.apply(await self.wanted())
+
+    async def wait_answering(self, *, timeout_s: float) -> None:
+        """Return once the gateway answers. Raises GatewayDownError after ``timeout_s`` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                await self.gateway.observe()
+            except GatewayDownError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(POLL_S)
+            else:
+                return
 
     async def attach(self, release: str) -> None:
         """Converge, then return once the gateway's probe finds the release up. Raises NotAttachedError."""

@@ -121,6 +121,7 @@ class Broker:
 
     async def adopt(self) -> None:
         """Take over sandboxes of an earlier loopd: lent ones stay lent, warm ones of the same kind stay warm."""
+        await self.engine.open()
         running = {
             i.unit.removeprefix(SANDBOX_PREFIX): i
             for i in await self.engine.observe()

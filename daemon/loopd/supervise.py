@@ -7,6 +7,7 @@ of its own, so that a slow one holds up nobody. Sandboxes belong to the broker, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import structlog
 
 from loopd.engine import Engine, Event, Instance, Relist, Unit
 from loopd.errors import LoopdError
+from loopd.gateway import GatewayDownError
 from loopd.ledger import Ledger
 from loopd.loading import Loader
 from loopd.metrics import Metrics
@@ -29,6 +31,7 @@ from loopd.units import ENGINE_PREFIX, GATEWAY, SANDBOX_PREFIX
 
 RESTARTS_READ = 32  # of a unit, newest; more would not change the back-off
 RETRY_S = 1.0  # after a reconcile that failed
+GATEWAY_S = 5.0  # from its container's start to its admin socket
 
 log = structlog.get_logger("loopd.supervise")
 
@@ -195,7 +198,6 @@ class Supervisor:
             if champion is None or self.engine_unit(release := await self.registry.get(champion)).name != unit.name:
                 return  # promoted away meanwhile
             instance = await self.loader.start(release)
-            await self.routing.converge()
             await self._load(release, instance)
         else:
             if unit.name == GATEWAY:
@@ -203,7 +205,10 @@ class Supervisor:
                 assert asyncio.iscoroutine(prepared)  # noqa: S101 a callable type cannot say "coroutine of anything"
                 await prepared
             await self.engine.apply(unit)
-        await self.routing.converge()
+            if unit.name == GATEWAY:
+                await self.routing.wait_answering(timeout_s=GATEWAY_S)
+        with contextlib.suppress(GatewayDownError):  # a gateway that is down gets its routes when it is back
+            await self.routing.converge()
 
     async def _keep_loaded(self, observed: Mapping[str, Instance]) -> None:
         """Load the champion into an engine that runs and was not seen loaded: after a failure, or a start of loopd."""

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -126,7 +127,7 @@ class Client:
         try:
             answer = self._wire.fetch(request, timeout_s=timeout_s)
         except ApiError as error:
-            if error.http_status == 401 and self._way.no_token:  # noqa: PLR2004 RFC 9110's own number
+            if error.http_status == HTTPStatus.UNAUTHORIZED and self._way.no_token:
                 raise ApiError(
                     f"loopd asks for its token, and {self._way.no_token}. Nothing was done; "
                     "run this as the user loopd runs as (`sudo loopctl …`), or set LOOPBOX_HOME to its home",

@@ -12,6 +12,7 @@ from loopd.host import HostError, Places, write_atomically
 SYSTEMCTL_S = 120.0
 TEMPLATE = Path("systemd") / "loopd.service"
 _PRIVATE = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 what PrivateTmp replaces
+_HOMES = (Path("/home"), Path("/root"), Path("/run/user"))  # what ProtectHome hides
 _STATE = Path("/var/lib")
 _RUNTIME = Path("/run")
 
@@ -34,8 +35,9 @@ def render(template: str, settings: Settings, places: Places, environment: Mappi
         directories += [f"StateDirectory={home.relative_to(_STATE)}", "StateDirectoryMode=0755"]
     if run_dir.is_relative_to(_RUNTIME):
         directories += [f"RuntimeDirectory={run_dir.relative_to(_RUNTIME)}", "RuntimeDirectoryMode=0755"]
-    homes = any(path.is_relative_to(top) for path in paths for top in ("/home", "/root", "/run/user"))
-    shared_tmp = any(path.is_relative_to(top) for path in paths for top in _PRIVATE)
+    seen = (*paths, places.interpreter, Path(environment.get("LOOPBOX_CONFIG", "/")))
+    homes = any(path.is_relative_to(top) for path in seen for top in _HOMES)
+    shared_tmp = any(path.is_relative_to(top) for path in seen for top in _PRIVATE)
     values = {
         "INSTANCE": settings.instance,
         "PROGRAM": str(places.scripts / "loopd"),

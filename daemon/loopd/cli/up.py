@@ -6,6 +6,7 @@ Each step looks before it acts, so any of them may be broken off and run again.
 from __future__ import annotations
 
 import sys
+from json import dumps
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,7 +66,7 @@ def build(
     *,
     only: Annotated[str | None, typer.Option("--only", help="This one and what it stands on.")] = None,
     portable: Annotated[bool, typer.Option("--portable", help="For any processor, not only this one.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Write the tags as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write the tags by name as JSON.")] = False,
 ) -> None:
     """Build the images that are not on this host; changes no instance."""
     from loopd.cli.host_parts import this_host  # noqa: PLC0415 see the top
@@ -160,7 +161,7 @@ def build_images(host: Host, screen: Screen, *, only: str | None, portable: bool
     from loopd.cli import host_engine, host_images  # noqa: PLC0415 see the top
     from loopd.cli.host_parts import sole  # noqa: PLC0415
     from loopd.cli.host_progress import Aside, Progress  # noqa: PLC0415
-    from loopd.images import NAMES, image_set, plan_here  # noqa: PLC0415
+    from loopd.images import NAMES, plan_here  # noqa: PLC0415
 
     names = (only,) if only else NAMES
     recipes = plan_here(host.places.repository, host.places.proc, names=names, portable=portable)
@@ -172,7 +173,5 @@ def build_images(host: Host, screen: Screen, *, only: str | None, portable: bool
             progress.step(
                 "images", lambda say: host_images.tell(host_images.ensure_built(engine, recipes, say), recipes)
             )
-    if json and not only:
-        screen.json(image_set(recipes))
-    else:
-        screen.write("".join(f"{recipe.tag}\n" for recipe in recipes))
+    tags = {recipe.name: recipe.tag for recipe in recipes}
+    screen.write(dumps(tags) + "\n" if json else "".join(f"{tag}\n" for tag in tags.values()))

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -24,7 +25,6 @@ from loopd.cli.sse import Message, Parser
 CONNECT_S = 3.0
 MAX_ANSWER_BYTES = 32 << 20
 MAX_REFUSAL_CHARACTERS = 2000
-_FAILED = 400
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ class Wire:
             timeout=limits,
             allow_redirects=False,
         )
-        if response.status >= _FAILED:
+        if response.status >= HTTPStatus.BAD_REQUEST:
             async with response:
                 raise refusal(await _read(response), self.name)
         return response
@@ -220,7 +220,7 @@ def refusal(answer: Answer, name: str) -> ApiError:
     except ValidationError:
         told = _Told()
     message = told.message[:MAX_REFUSAL_CHARACTERS] or f"{name} answered with HTTP status {answer.status} and no reason"
-    if answer.status >= 500 and answer.correlation_id:  # noqa: PLR2004 HTTP's own border to the server's faults
+    if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and answer.correlation_id:
         message += f" (correlation id {answer.correlation_id}, to be found in its log)"
     return ApiError(message, answered_code=told.code or f"http_{answer.status}", http_status=answer.status)
 
