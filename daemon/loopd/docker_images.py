@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import docker
 import docker.errors
@@ -35,6 +35,7 @@ BUILD_S = 3 * 3600.0
 TAIL_LINES = 30
 LINE_CHARACTERS = 400
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # the engine paints what a step writes to stderr
 _FROM = re.compile(rb"^(\s*FROM\s[^\n]*)$", re.IGNORECASE | re.MULTILINE)
 
 Say = Callable[[str], None]
@@ -96,30 +97,35 @@ class DockerImages:
         lines: deque[str] = deque(maxlen=TAIL_LINES)
         deadline = time.monotonic() + BUILD_S
         with contextlib.closing(context), _asked(f"build {recipe.name}"):
-            stream = self._client.api.build(
-                fileobj=context,
-                custom_context=True,
-                tag=recipe.tag,
-                buildargs=dict(recipe.arguments) | proxies(os.environ),
-                network_mode="host",
-                timeout=int(SILENCE_S),
-                rm=True,
-                forcerm=True,
-                nocache=False,
-                pull=False,
-                decode=True,
-            )
-            for part in stream:
-                if "error" in part:
-                    raise BuildError(_failure(recipe, str(part["error"]), lines))
-                for line in str(part.get("stream") or part.get("status") or "").splitlines():
-                    if text := line.strip()[:LINE_CHARACTERS]:
-                        lines.append(text)
-                        say(text)
-                if time.monotonic() > deadline:
-                    raise BuildError(_failure(recipe, f"not done after {BUILD_S:g} s", lines))
+            try:
+                for part in self._build(recipe, context):
+                    if "error" in part:
+                        raise BuildError(_failure(recipe, str(part["error"]), lines))
+                    for line in str(part.get("stream") or part.get("status") or "").splitlines():
+                        if text := _COLOUR.sub("", line).strip()[:LINE_CHARACTERS]:
+                            lines.append(text)
+                            say(text)
+                    if time.monotonic() > deadline:
+                        raise BuildError(_failure(recipe, f"not done after {BUILD_S:g} s", lines))
+            except docker.errors.APIError as error:  # a Dockerfile that cannot be read, for one
+                raise BuildError(_failure(recipe, str(error.explanation or error), lines)) from error
         if not self.has(recipe.tag):
             raise BuildError(_failure(recipe, "the engine ended the build without a word", lines))
+
+    def _build(self, recipe: Recipe, context: io.BytesIO) -> Iterator[dict[str, Any]]:  # Any: the API's JSON
+        return self._client.api.build(
+            fileobj=context,
+            custom_context=True,
+            tag=recipe.tag,
+            buildargs=dict(recipe.arguments) | proxies(os.environ),
+            network_mode="host",
+            timeout=int(SILENCE_S),
+            rm=True,
+            forcerm=True,
+            nocache=False,
+            pull=False,
+            decode=True,
+        )
 
     def container_ids(self) -> tuple[str, ...]:
         """Return the ids of this instance's containers, stopped ones too."""
@@ -130,8 +136,7 @@ class DockerImages:
         """Return the names of running containers that are not this instance's."""
         with _asked("list containers"):
             running = self._client.containers.list(ignore_removed=True)
-        instance = self._connection.instance
-        return tuple(str(c.name) for c in running if c.labels.get(LABEL_INSTANCE) != instance)
+        return tuple(str(c.name) for c in running if c.labels.get(LABEL_INSTANCE) != self.instance)
 
     def remove_containers(self) -> int:
         """Remove this instance's containers and networks; return how many containers there were."""
@@ -147,33 +152,44 @@ class DockerImages:
 
     def remove_images(self, also: Iterable[str] = ()) -> Swept:
         """Remove every image we built, and ``also`` these tags, but none that a container uses."""
-        removed: list[str] = []
-        kept: list[str] = []
-        with _asked("remove images"):
-            built = self._client.api.images(filters={"label": LABEL_BUILT})
-            # Newest first: an image with children cannot go, and a removed child takes its untagged parents along.
-            for image in sorted(built, key=lambda i: int(i["Created"]), reverse=True):
-                for name in _names(image):
-                    self._remove_image(name, removed, kept)
-            for name in [*kept, *also]:  # a parent older than we thought, whose child has gone by now
-                self._remove_image(name, removed, kept)
-        return Swept(tuple(removed), tuple(dict.fromkeys(name for name in kept if name not in removed)))
+        ends: dict[str, list[str]] = {"removed": [], "kept": [], "gone": []}
+        for name in self.built():
+            ends[self.remove_image(name)].append(name)
+        for name in [*ends.pop("kept"), *also]:  # a parent younger than its child, whose child has gone by now
+            ends.setdefault(self.remove_image(name), []).append(name)
+        return Swept(tuple(ends["removed"]), tuple(ends.get("kept", ())))
 
-    def _remove_image(self, tag: str, removed: list[str], kept: list[str]) -> None:
-        try:
-            self._client.images.remove(tag)
-        except docker.errors.ImageNotFound:
-            return
-        except docker.errors.APIError as error:
-            if error.status_code != requests.codes.conflict:
-                raise
-            kept.append(tag)
-        else:
-            removed.append(tag)
+    def built(self) -> tuple[str, ...]:
+        """Return what the images we built are removed by: tags, ids of untagged ones; youngest first.
+
+        An image with children cannot go, and a removed child takes its untagged parents along.
+        """
+        with _asked("list images"):
+            found = self._client.api.images(filters={"label": LABEL_BUILT})
+        young = sorted(found, key=lambda image: int(image["Created"]), reverse=True)
+        return tuple(name for image in young for name in _names(image))
+
+    def remove_image(self, name: str) -> Literal["removed", "kept", "gone"]:
+        """Remove one image, unless a container or a child needs it; tell how it ended."""
+        with _asked(f"remove {name}"):
+            try:
+                self._client.images.remove(name)
+            except docker.errors.ImageNotFound:
+                return "gone"
+            except docker.errors.APIError as error:
+                if error.status_code != requests.codes.conflict:
+                    raise
+                return "kept"
+        return "removed"
+
+    @property
+    def instance(self) -> str:
+        """Whose containers are ours."""
+        return self._connection.instance
 
     @property
     def _ours(self) -> dict[str, Any]:  # Any: the SDK's own type for filters
-        return {"label": f"{LABEL_INSTANCE}={self._connection.instance}"}
+        return {"label": f"{LABEL_INSTANCE}={self.instance}"}
 
 
 def build_context(name: str, entries: Iterable[Entry], bundle: bytes) -> io.BytesIO:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from ipaddress import ip_address
+from ipaddress import IPv4Address
 from typing import Literal, Protocol, get_args
 
 from loopd.errors import LoopdError, UnavailableError
@@ -57,7 +57,7 @@ class Route:
 
     pool: Pool
     server: str
-    address: str  #: ip:port
+    address: str  #: IPv4 address:port
     share: int  #: whole percent of its pool; 0 takes no new request, streams in flight go on
 
     def __post_init__(self) -> None:
@@ -65,9 +65,10 @@ class Route:
             raise RouteError(f"no server may be called {self.pool}/{self.server}: [a-z0-9-], 1 to 64 characters")
         host, _, port = self.address.rpartition(":")
         try:
-            ip_address(host.removeprefix("[").removesuffix("]"))
+            # Not IPv6: its zone may hold anything (RFC 6874), and Python's parser lets it.
+            IPv4Address(host)
         except ValueError as error:
-            raise RouteError(f"{self.pool}/{self.server}: {self.address!r} is not ip:port") from error
+            raise RouteError(f"{self.pool}/{self.server}: {self.address!r} is not an IPv4 address:port") from error
         if not _PORT.fullmatch(port) or int(port) > MOST_PORT:
             raise RouteError(f"{self.pool}/{self.server}: {self.address!r} has no port in 1..{MOST_PORT}")
         if not 0 <= self.share <= WHOLE:

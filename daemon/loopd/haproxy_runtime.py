@@ -56,7 +56,7 @@ class MoveServer:
         name = f"{self.route.pool}/{self.route.server}"
         address, _, port = self.route.address.rpartition(":")
         return (
-            f"set server {name} state maint; set server {name} addr {address.strip('[]')} port {port}; "
+            f"set server {name} state maint; set server {name} addr {address} port {port}; "
             f"set server {name} state ready"
         )
 
@@ -239,8 +239,9 @@ def _state(row: dict[str, str]) -> ServerState:
     status = row["status"]
     if status.startswith("MAINT"):
         return ServerState.MAINT
-    if status.startswith("DRAIN"):
-        return ServerState.STARTING if row["check_status"].endswith("INI") else ServerState.DRAIN
-    if status.startswith("UP"):
-        return ServerState.STARTING if row["check_status"].endswith("INI") else ServerState.UP
-    return ServerState.DOWN
+    if not status.startswith(("UP", "DRAIN")):
+        return ServerState.DOWN
+    if row["check_status"].endswith("INI"):
+        return ServerState.STARTING
+    # HAProxy calls a server whose weight was set to 0 UP at one time and DRAIN at another.
+    return ServerState.DRAIN if status.startswith("DRAIN") or row["uweight"] == "0" else ServerState.UP

@@ -94,7 +94,7 @@ class Rollouts:
         """Queue the return to the release that served before. Raises NoRollbackError."""
         previous = (await self._registry.serving()).previous
         if previous is None:
-            raise NoRollbackError("only one release has ever served, so there is none to go back to")
+            raise NoRollbackError("no other release has served before, so there is none to go back to")
         return await self.request(
             await self._registry.get(previous), kind="rollback", reason="asked for by the operator"
         )

@@ -164,7 +164,9 @@ class Supervisor:
         def finished(ended: asyncio.Task[None]) -> None:
             del self._mending[name]
             if not ended.cancelled() and (error := ended.exception()) is not None:
-                log.error("unit.mend_failed", unit=name, error=str(error))
+                log.error("unit.mend_failed", unit=name, error=repr(error))
+                asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)  # a bug must not become a busy loop
+                return
             self._wake.set()
 
         task.add_done_callback(finished)

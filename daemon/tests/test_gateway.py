@@ -11,6 +11,8 @@ import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from real_haproxy import RealHaproxy, agent, open_haproxy, route
+from stub_engine import Stub, serving
 
 from loopd.gateway import (
     MOST_SERVERS,
@@ -26,8 +28,6 @@ from loopd.gateway import (
     route_weights,
     weights,
 )
-from real_haproxy import RealHaproxy, agent, open_haproxy, route
-from stub_engine import Stub, serving
 
 
 @dataclass

@@ -1,0 +1,193 @@
+"""The lease broker on the in-memory engine, with real sockets and a real state.db."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from loopd.config import SandboxSettings, Settings
+from loopd.engine import InMemoryEngine
+from loopd.errors import NotFoundError
+from loopd.ledger import Ledger
+from loopd.metrics import build_metrics
+from loopd.sandbox import Broker, Leases, PoolEmptyError
+from loopd.state import Database
+from loopd.toolbox import Toolbox
+from loopd.units import Layout
+
+IMAGE = "loopbox/toolrunner:1"
+
+
+@dataclass
+class FakeToolbox(Toolbox):
+    """Answers as soon as asked; binds the socket that a tool runner would."""
+
+    healthy: bool = True
+    bound: list[socket.socket] = field(default_factory=list)
+
+    async def answers(self, socket: Path) -> bool:
+        if self.healthy and not socket.exists():
+            self._bind(socket)
+        return self.healthy
+
+    def _bind(self, path: Path) -> None:
+        made = socket.socket(socket.AF_UNIX)
+        made.bind(str(path))
+        made.listen()
+        self.bound.append(made)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="sb"))
+    yield path
+    shutil.rmtree(path)
+
+
+@dataclass
+class Bench:
+    layout: Layout
+    engine: InMemoryEngine
+    toolbox: FakeToolbox
+    database: Database
+    settings: Settings
+
+    def broker(self) -> Broker:
+        return Broker(
+            settings=self.settings,
+            layout=self.layout,
+            engine=self.engine,
+            leases=Leases(self.database),
+            ledger=Ledger(self.database),
+            metrics=build_metrics(),
+            toolbox=self.toolbox,
+            image=IMAGE,
+        )
+
+
+@pytest.fixture
+def bench(home: Path, database: Database) -> Iterator[Bench]:
+    layout = Layout(home, home)
+    layout.sandboxes.mkdir()
+    layout.leases.mkdir()
+    settings = Settings(home=home, run_dir=home, sandbox=SandboxSettings(warm=2, most=3, lease_s=100))
+    toolbox = FakeToolbox()
+    yield Bench(layout, InMemoryEngine(images={IMAGE: "sha256:t"}), toolbox, database, settings)
+    for made in toolbox.bound:
+        made.close()
+
+
+async def test_a_lease_is_a_link_to_a_warm_sandbox_and_is_used_once(bench: Bench) -> None:
+    broker = bench.broker()
+    await broker.fill()
+    assert len(broker.warm) == 2
+    lease = await broker.acquire("session", 50)
+    linked = bench.layout.leases / lease.socket
+    assert linked.stat().st_ino == (bench.layout.sandboxes / lease.sandbox / "mcp.sock").stat().st_ino
+    await broker.release(lease.id)
+    assert not linked.exists()
+    assert f"sandbox-{lease.sandbox}" not in bench.engine.instances
+    await broker.fill()
+    assert lease.sandbox not in broker.warm
+
+
+async def test_when_all_are_lent_one_waits_and_then_is_told(bench: Bench) -> None:
+    broker = bench.broker()
+    for _ in range(3):
+        await broker.fill()
+        await broker.acquire("session", 50)
+    await broker.fill()
+    assert broker.warm == []
+    with pytest.raises(PoolEmptyError, match=r"sandbox\.most"):
+        await broker.acquire("session", 50, wait_s=0.05)
+
+
+async def test_one_who_waits_gets_the_next_that_is_ready(bench: Bench) -> None:
+    broker = bench.broker()
+    waiting = asyncio.create_task(broker.acquire("session", 50, wait_s=5))
+    await asyncio.sleep(0)
+    await broker.fill()
+    lease = await waiting
+    assert lease.expires_at > datetime.now(UTC)
+
+
+async def test_an_expired_lease_ends_by_itself(bench: Bench) -> None:
+    broker = bench.broker()
+    await broker.fill()
+    lease = await broker.acquire("session", 0.01)
+    await asyncio.sleep(0.02)
+    await broker.expire()
+    assert broker.lent == 0
+    with pytest.raises(NotFoundError):
+        await broker.release(lease.id)
+
+
+async def test_no_lease_is_longer_than_the_setting(bench: Bench) -> None:
+    broker = bench.broker()
+    await broker.fill()
+    lease = await broker.acquire("session", 10_000)
+    assert lease.expires_at <= datetime.now(UTC) + timedelta(seconds=100)
+
+
+async def test_the_next_loopd_keeps_what_is_lent_and_what_is_warm(bench: Bench) -> None:
+    first = bench.broker()
+    await first.fill()
+    lease = await first.acquire("session", 50)
+    heir = bench.broker()
+    await heir.adopt()
+    assert (heir.lent, len(heir.warm)) == (1, 1)
+    assert lease.sandbox not in heir.warm
+    await heir.release(lease.id)
+
+
+async def test_the_next_loopd_drops_what_died_and_what_is_out_of_date(bench: Bench) -> None:
+    first = bench.broker()
+    await first.fill()
+    lease = await first.acquire("session", 50)
+    bench.engine.die(f"sandbox-{lease.sandbox}")
+    heir = bench.broker()
+    heir.settings = bench.settings.model_copy(update={"sandbox": SandboxSettings(warm=2, most=3, pids=64)})
+    await heir.adopt()
+    assert (heir.lent, heir.warm) == (0, [])
+    assert bench.engine.instances == {}
+    assert list(bench.layout.sandboxes.iterdir()) == []
+    assert list(bench.layout.leases.iterdir()) == []
+
+
+async def test_a_warm_sandbox_that_died_is_replaced(bench: Bench) -> None:
+    broker = bench.broker()
+    await broker.fill()
+    dead = broker.warm[0]
+    bench.engine.die(f"sandbox-{dead}")
+    await broker.fill()
+    assert len(broker.warm) == 2
+    assert dead not in broker.warm
+
+
+async def test_a_sandbox_that_never_answers_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loopd.sandbox.READY_S", 0.05)
+    bench.toolbox.healthy = False
+    with pytest.raises(Exception, match="did not answer"):
+        await bench.broker().fill()
+    assert bench.engine.instances == {}
+    assert list(bench.layout.sandboxes.iterdir()) == []
+
+
+async def test_the_broker_keeps_its_pool_full_by_itself(bench: Bench) -> None:
+    broker = bench.broker()
+    running = asyncio.create_task(broker.run_forever())
+    try:
+        for _ in range(4):
+            lease = await broker.acquire("session", 50, wait_s=5)
+            await broker.release(lease.id)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
