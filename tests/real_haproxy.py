@@ -40,9 +40,7 @@ def agent(address: str = "127.0.0.1:7") -> Route:
 
 async def check_here(path: Path) -> None:
     """Have the binary of this host check a file."""
-    process = await asyncio.create_subprocess_exec(
-        binary(), "-c", "-q", "-f", str(path), stderr=asyncio.subprocess.PIPE
-    )
+    process = await asyncio.create_subprocess_exec(binary(), "-c", "-f", str(path), stderr=asyncio.subprocess.PIPE)
     _, words = await process.communicate()
     if process.returncode:
         raise GatewayConfigError(words.decode())

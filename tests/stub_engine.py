@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -23,14 +23,14 @@ class Stub:
     healthy: bool = True
     answered: int = 0
     body_bytes: int = 0  #: of the last request
-    headers: dict[str, str] = field(default_factory=dict)  #: of the last request
+    headers: Mapping[str, str] = field(default_factory=dict)  #: of the last request
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
         if request.path in ("/api/version", "/health"):
             return web.Response(status=200 if self.healthy else 500)
         self.body_bytes = len(await request.read())
-        self.headers = dict(request.headers)
+        self.headers = request.headers.copy()
         self.answered += 1
         if request.path == "/agents/ws":
             return await self._echo(request)

@@ -69,9 +69,7 @@ class HaproxyGateway:
     async def observe(self) -> tuple[Server, ...]:
         """Return the servers, with the streams that a reload left to an old process."""
         now = parse_stat(await self._ask(SHOW_SERVERS))
-        processes = await self._find_processes()
-        old = [await self._left_to(pid) for pid in processes.old] if processes else []
-        return with_old_workers(now, old)
+        return with_old_workers(now, [await self._left_to(pid) for pid in (await self._processes()).old])
 
     async def apply(self, routes: Sequence[Route]) -> Applied:
         """Make the servers equal to the routes, and what runs equal to the file.
@@ -114,11 +112,11 @@ class HaproxyGateway:
             await self._reload()
 
     async def _reload(self) -> None:
-        before = parse_processes(await self._ask_master(SHOW_PROCESSES))
+        before = await self._processes()
         with contextlib.suppress(GatewayDownError):  # the master leaves before it answers
             await self._ask_master(RELOAD)
         deadline = time.monotonic() + RELOAD_S
-        while (now := await self._find_processes()) is None or now.attempts == before.attempts:
+        while (now := await self._processes()).attempts == before.attempts:
             if time.monotonic() >= deadline:
                 raise GatewayDownError(f"the gateway has not reloaded after {RELOAD_S:g} s; traffic may go on")
             await asyncio.sleep(RELOAD_POLL_S)
@@ -130,7 +128,7 @@ class HaproxyGateway:
         try:
             return parse_stat(await self._ask_master(f"@!{pid} {SHOW_SERVERS}"))
         except GatewayDownError:
-            if pid in parse_processes(await self._ask_master(SHOW_PROCESSES)).old:
+            if pid in (await self._processes()).old:
                 raise
             return ()
 
@@ -177,12 +175,16 @@ class HaproxyGateway:
             await asyncio.sleep(DELETE_PAUSE_S)
         return None
 
-    async def _find_processes(self) -> Processes | None:
-        """Return the processes, None while no master answers."""
-        try:
-            return parse_processes(await self._ask_master(SHOW_PROCESSES))
-        except GatewayDownError:
-            return None
+    async def _processes(self) -> Processes:
+        """Return the processes. While a master starts or reloads it is deaf, which must not look like "no streams"."""
+        deadline = time.monotonic() + RELOAD_S
+        while True:
+            try:
+                return parse_processes(await self._ask_master(SHOW_PROCESSES))
+            except GatewayDownError:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(RELOAD_POLL_S)
 
     async def _tell(self, command: str) -> None:
         """Send commands of one line that change something. Raises CommandRefusedError."""

@@ -200,10 +200,10 @@ def test_a_started_program_has_a_session_its_log_and_nothing_else_of_ours(tmp_pa
     os.set_inheritable(writer, True)
     try:
         process = SystemCommands().start(["sh", "-c", "echo started; exec sleep 300"], log=log)
-        handles = {os.readlink(h) for h in (PROC / str(process.pid) / "fd").iterdir() if h.exists()}
+        handles = {str(h.readlink()) for h in (PROC / str(process.pid) / "fd").iterdir()}
         assert handles == {"/dev/null", str(log)}
         assert os.getsid(process.pid) == process.pid
-        assert os.readlink(f"/proc/{process.pid}/cwd") == "/"
+        assert (PROC / str(process.pid) / "cwd").readlink() == Path("/")
         end_process(process, grace_s=DEADLINE_S)
         assert log.read_text() == "started\n"
     finally:

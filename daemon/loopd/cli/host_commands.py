@@ -55,9 +55,6 @@ class Commands(Protocol):
 class SystemCommands:
     """The Commands of this host."""
 
-    def __init__(self) -> None:
-        self._children: list[subprocess.Popen[bytes]] = []  # kept so that one that dies early leaves no zombie
-
     def find(self, name: str) -> Path | None:
         """Return a program's path."""
         found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_ADMIN_PATH}")
@@ -122,7 +119,7 @@ class SystemCommands:
                 )
         except OSError as error:
             raise HostError(f"{argv[0]} cannot be started: {error.strerror}. Nothing else was changed") from error
-        self._children = [c for c in self._children if c.poll() is None] + [child]
+        child.returncode = 0  # it outlives us: its end is looked for in /proc, and not waited for here
         found = find_process(child.pid)
         if found is None:
             raise HostError(f"{argv[0]} ended at once; its last lines:\n{read_tail(log)}")
