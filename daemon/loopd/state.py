@@ -82,6 +82,7 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
     Raises StateError when the file is damaged, unwritable, or of a newer loopd.
     """
     try:
+        await asyncio.to_thread(_touch, path)  # aiosqlite leaves its thread behind when it cannot open a file
         connection = await aiosqlite.connect(path, isolation_level=None)
     except sqlite3.Error as error:
         raise StateError(f"{path} cannot be opened: {error}. Check the directory's owner and free space") from error
@@ -102,6 +103,10 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
         yield Database(connection)
     finally:
         await connection.close()
+
+
+def _touch(path: Path) -> None:
+    sqlite3.connect(path).close()
 
 
 async def _check(connection: aiosqlite.Connection, path: Path) -> None:

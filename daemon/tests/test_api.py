@@ -75,7 +75,7 @@ async def daemon() -> AsyncIterator[Daemon]:
         control_port=ports.pop(),
         max_body_bytes=100_000,
         relist_s=0.2,
-        sandbox={"warm": 0},  # type: ignore[arg-type]  # pydantic parses it
+        sandbox={"warm": 0},
     )
     engine = InMemoryEngine(images={tag: f"sha256:{tag}" for tag in IMAGES.tags()})
     stop = asyncio.Event()

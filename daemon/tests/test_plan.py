@@ -62,9 +62,10 @@ def test_what_was_done_in_a_container_that_died_is_done_again() -> None:
     done = frozenset({f"start:{NEW}", f"load:{NEW}:c2", f"check:{NEW}:c2"})
     same = seen(running={OLD: "c1", NEW: "c2"}, done=done)
     other = seen(running={OLD: "c1", NEW: "c3"}, done=done)
-    plan = lambda observed: kinds(
-        plan_rollout(candidate=NEW, champion=OLD, phase=Phase.ACTIVE, observed=observed, host="local")
-    )
+
+    def plan(observed: Observed) -> list[str]:
+        return kinds(plan_rollout(candidate=NEW, champion=OLD, phase=Phase.ACTIVE, observed=observed, host="local"))
+
     assert plan(same)[:2] == ["shift", "promote"]
     assert plan(other)[:3] == ["load", "check", "shift"]
 
