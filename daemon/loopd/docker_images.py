@@ -24,7 +24,8 @@ import requests.exceptions
 
 from loopd.docker_engine import LABEL_INSTANCE, Connection
 from loopd.engine import EngineDownError
-from loopd.images import REPOSITORY, Entry, ImagesError, Recipe, read_folder
+from loopd.errors import LoopdError
+from loopd.images import REPOSITORY, Entry, Recipe, read_folder
 
 LABEL_BUILT = "loopbox.built"  # its value is the image's name
 CA_FILE = "ca-certificates.crt"  # at the root of every build context
@@ -41,7 +42,7 @@ _FROM = re.compile(rb"^(\s*FROM\s[^\n]*)$", re.IGNORECASE | re.MULTILINE)
 Say = Callable[[str], None]
 
 
-class BuildError(ImagesError):
+class BuildError(LoopdError):
     """An image could not be built; those built before stay, and what runs goes on running."""
 
     code = "build_failed"

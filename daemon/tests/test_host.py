@@ -199,13 +199,16 @@ def test_a_started_program_has_a_session_its_log_and_nothing_else_of_ours(tmp_pa
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     try:
-        process = SystemCommands().start(["sh", "-c", "echo started; exec sleep 300"], log=log)
+        program = "import signal; print('started', flush=True); signal.pause()"
+        process = SystemCommands().start([sys.executable, "-c", program], log=log)
+        deadline = time.monotonic() + DEADLINE_S
+        while log.read_text() != "started\n":
+            assert time.monotonic() < deadline, log.read_text()
         handles = {str(h.readlink()) for h in (PROC / str(process.pid) / "fd").iterdir()}
         assert handles == {"/dev/null", str(log)}
         assert os.getsid(process.pid) == process.pid
         assert (PROC / str(process.pid) / "cwd").readlink() == Path("/")
         end_process(process, grace_s=DEADLINE_S)
-        assert log.read_text() == "started\n"
     finally:
         os.close(reader)
         os.close(writer)

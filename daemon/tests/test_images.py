@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopd.docker_engine import LABEL_INSTANCE, Connection
-from loopd.docker_images import BuildError, DockerImages, build_context, find_bundle, proxies
+from loopd.docker_images import LABEL_BUILT, BuildError, DockerImages, build_context, find_bundle, proxies
 from loopd.images import (
     DEBIAN,
     Entry,
@@ -239,19 +239,19 @@ def engine() -> Iterator[DockerImages]:
 
 @pytest.fixture
 def recipe(tmp_path: Path, engine: DockerImages) -> Iterator[Recipe]:
-    """A tiny image of two stages that no other test's can be taken for."""
+    """A tiny image of two stages that no other test's can be taken for; all it leaves is removed."""
+    word = uuid.uuid4().hex[:12]
     dockerfile = (
-        (
-            f"FROM {DEBIAN} AS build\nCOPY ca-certificates.crt /bundle\nRUN test -s /bundle && cat word > /made\n"
-            f"FROM {DEBIAN}\nCOPY --from=build /made /made\n"
-        )
-        .replace("RUN", "COPY word /word\nRUN")
-        .replace("cat word", "cat /word")
+        f"FROM {DEBIAN} AS build\nCOPY ca-certificates.crt word /\nRUN cat /word > /made\n"
+        f"FROM {DEBIAN}\nCOPY --from=build /made /made\n"
     )
-    path = folder(tmp_path, "tiny", dockerfile, word=uuid.uuid4().hex)
-    recipe = Recipe(name="tiny", folder=path, tag=f"loopbox/tiny:{uuid.uuid4().hex[:12]}", parent=None, arguments=())
-    yield recipe
-    engine.remove_image(recipe.tag)
+    path = folder(tmp_path, "tiny", dockerfile, word=word)
+    yield Recipe(name=f"tiny-{word}", folder=path, tag=f"loopbox/tiny:{word}", parent=None, arguments=())
+    client = Connection(None, "none").client()
+    while left := client.images.list(filters={"label": f"{LABEL_BUILT}=tiny-{word}"}):
+        for image in left:
+            client.images.remove(str(image.id), force=True)
+    client.close()
 
 
 @pytest.mark.docker
@@ -267,7 +267,7 @@ def test_an_image_is_built_told_of_and_found(engine: DockerImages, recipe: Recip
 @pytest.mark.docker
 def test_a_build_that_fails_names_the_image_the_cause_and_the_last_lines(engine: DockerImages, recipe: Recipe) -> None:
     (recipe.folder / "Dockerfile").write_text(f"FROM {DEBIAN}\nRUN echo last words && exit 7\n")
-    with pytest.raises(BuildError, match=r"(?s)tiny could not be built: .*code: 7.*last words.*make up"):
+    with pytest.raises(BuildError, match=r"(?s)tiny\S+ could not be built: .*code: 7.*last words.*make up"):
         engine.build(recipe, lambda _: None)
     assert not engine.has(recipe.tag)
     (recipe.folder / "Dockerfile").write_text("FROM\n")

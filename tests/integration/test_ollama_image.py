@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +38,8 @@ CHATML: Final = (
 )
 PARAMETERS: Final[dict[str, object]] = {"num_thread": 1, "num_ctx": 2048, "stop": ["<|im_start|>", "<|im_end|>"]}
 GREEDY: Final[dict[str, object]] = {"temperature": 0, "seed": 1}
-Record = Callable[[str, object], None]
+#: Figures, for who asks: `pytest --log-cli-level=INFO`.
+LOG: Final = logging.getLogger("loopbox.figures")
 
 
 @dataclass(frozen=True)
@@ -203,16 +206,14 @@ def _await_answer(container: Container, http: httpx.Client) -> None:
     raise AssertionError(f"the engine did not answer in {STARTED_S} s: {container.logs().decode()[-2000:]}")
 
 
-def test_a_release_that_the_engine_cannot_write_answers(
-    store: Store, network: Network, tmp_path: Path, record_property: Record
-) -> None:
+def test_a_release_that_the_engine_cannot_write_answers(store: Store, network: Network, tmp_path: Path) -> None:
     """Guards serving from weights that no engine, even a broken-into one, can change: all root's, mounted read-only."""
     seal(store, tmp_path / "models", PARAMETERS)
     before = store.facts()
     with open_engine(network, tmp_path / "models", mode="ro") as engine:
         first = engine.generate("Hello", options={**GREEDY, "num_predict": 1})
         assert (first["done"], first["eval_count"]) == (True, 1)
-        record_property("load_ms", round(first["load_duration"] / 1e6))
+        LOG.info("load_ms %.0f", first["load_duration"] / 1e6)
         schema = {
             "type": "object",
             "properties": {"city": {"type": "string", "maxLength": 20}, "sure": {"type": "boolean"}},
@@ -251,10 +252,8 @@ def test_no_request_changes_a_release_that_the_engine_cannot_write(
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == files
 
 
-def test_create_makes_no_second_copy_of_the_engines_own_weights(
-    store: Store, network: Network, tmp_path: Path, record_property: Record
-) -> None:
-    """Guards the disk: a model made by the API shares the store's bytes. It needs the weights to be the engine's own."""
+def test_create_makes_no_second_copy_of_the_engines_own_weights(store: Store, network: Network, tmp_path: Path) -> None:
+    """Guards the disk: a model made by the API shares the store's bytes. The weights have to be the engine's own."""
     home = tmp_path / "models"
     blob = store.link(home)
     store.own(ENGINE_UID)
@@ -269,7 +268,7 @@ def test_create_makes_no_second_copy_of_the_engines_own_weights(
     with open_engine(network, home, mode="rw") as engine:
         asked_at = time.monotonic()
         assert engine.post("/api/create", body) == {"status": "success"}
-        record_property("create_ms", round((time.monotonic() - asked_at) * 1e3, 1))
+        LOG.info("create_ms %.1f", (time.monotonic() - asked_at) * 1e3)
         assert engine.generate("Hello", options={"num_predict": 1})["done"]
     assert blob.stat().st_ino == store.weights.stat().st_ino == inode
     assert sum(path.stat().st_size for path in home.rglob("*") if path.is_file() and path != blob) < 16 << 10
@@ -290,9 +289,7 @@ def test_create_fails_on_weights_that_are_not_the_engines_own(store: Store, netw
     assert store.facts() == before
 
 
-def test_an_engine_keeps_to_the_threads_it_was_given(
-    store: Store, network: Network, tmp_path: Path, record_property: Record
-) -> None:
+def test_an_engine_keeps_to_the_threads_it_was_given(store: Store, network: Network, tmp_path: Path) -> None:
     """Guards the champion's cores: one thread must burn one core, whatever the machine has."""
     seal(store, tmp_path / "models", PARAMETERS)
     with open_engine(network, tmp_path / "models", mode="ro") as engine:
@@ -300,20 +297,22 @@ def test_an_engine_keeps_to_the_threads_it_was_given(
         burnt, asked_at = _cpu_ns(engine), time.monotonic_ns()
         one = engine.generate("Tell a long story.", options={**GREEDY, "num_predict": 96})
         cores = (_cpu_ns(engine) - burnt) / (time.monotonic_ns() - asked_at)
-        record_property("cores_of_one_thread", round(cores, 2))
-        record_property("rss_mb", _memory_bytes(engine) >> 20)
+        assert one["eval_count"] > 32
+        LOG.info("cores_of_one_thread %.2f", cores)
+        LOG.info("rss_mb %d", _memory_bytes(engine) >> 20)
         assert cores < 1.3
+        # On a busy machine two threads burn no more than one; the engine's own word is true on any.
+        assert set(re.findall(rb"NumThreads:(\d+)", engine.container.logs())) == {b"1"}
         two = engine.generate("Tell a long story.", options={**GREEDY, "num_predict": 96, "num_thread": 2})
         for threads, told in ((1, one), (2, two)):
-            record_property(f"tokens_per_s_{threads}", round(told["eval_count"] / told["eval_duration"] * 1e9, 1))
-
-
-def _stats(engine: Engine) -> Any:  # Any: the API's JSON
-    return engine.container.stats(stream=False)
+            LOG.info("tokens_per_s with %d threads: %.1f", threads, told["eval_count"] / told["eval_duration"] * 1e9)
 
 
 def _cpu_ns(engine: Engine) -> int:
-    used: int = _stats(engine)["cpu_stats"]["cpu_usage"]["total_usage"]
+    """Return the processor time that the container has used, in nanoseconds."""
+    # Any: the API's JSON. One shot, for the engine would otherwise wait seconds for a second sample.
+    told: Any = engine.container.stats(stream=False, one_shot=True)
+    used: int = told["cpu_stats"]["cpu_usage"]["total_usage"]
     return used
 
 
@@ -347,17 +346,16 @@ def test_the_image_holds_nothing_that_it_does_not_need(store: Store, network: Ne
     seal(store, tmp_path / "models", PARAMETERS)
     with open_engine(network, tmp_path / "models", mode="ro") as engine:
 
-        def run(*command: str) -> tuple[int, str]:
-            done = engine.container.exec_run(list(command))
-            return done.exit_code, done.output.decode()
+        def run(command: str) -> tuple[int | None, bytes]:
+            code, output = engine.container.exec_run(["sh", "-c", command])
+            assert isinstance(output, bytes)
+            return code, output
 
-        settings = engine.container.image.attrs["Config"]
+        image = engine.container.image
+        assert image is not None
+        settings = image.attrs["Config"]
         assert settings["User"] == f"{ENGINE_UID}:{ENGINE_UID}"
-        assert run(*settings["Healthcheck"]["Test"][1:])[0] == 0
-        assert run("find", "/usr", "/etc", "-xdev", "-type", "f", "-perm", "/6000") == (0, "")
-        assert run("find", "/etc/ssl", "-name", "*.crt")[1].splitlines() in (
-            [],
-            ["find: '/etc/ssl': No such file or directory"],
-        )
-        assert run("test", "-e", "/build")[0] == 1
-        assert "MIT License" in run("sh", "-c", "cat /usr/share/licences/github.com/ollama/ollama@*/LICENSE")[1]
+        assert run(" ".join(settings["Healthcheck"]["Test"][1:]))[0] == 0
+        assert run("find / -xdev -type f -perm /6000 2>/dev/null")[1] == b""
+        assert run("find /etc/ssl /build /root/.cache -type f 2>/dev/null")[1] == b""
+        assert b"MIT License" in run("cat /usr/share/licences/github.com/ollama/ollama@*/LICENSE")[1]

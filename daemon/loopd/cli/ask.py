@@ -118,7 +118,7 @@ def request(instruction: str, *, system: str | None, tool: str | None, max_token
         "stream": True,
         "system": system,
         "tool_choice": tool,
-        "max_tokens": max_tokens,
+        "max_output_tokens": max_tokens,
     }
     return jsonlib.dumps({key: value for key, value in asked.items() if value is not None}).encode()
 

@@ -75,7 +75,7 @@ def ensure_link(host: Host) -> str:
 def remove_files(host: Host) -> str:
     """Remove home, run_dir and the link; return what went. Raises HostError for a home that is not ours to remove."""
     home, run_dir = host.settings.home, host.settings.run_dir
-    if not any((home / name).is_file() for name in MARKERS):
+    if any(home.iterdir()) and not any((home / name).is_file() for name in MARKERS):
         raise HostError(f"{home} holds none of {', '.join(MARKERS)}, so it is not loopbox's: it was left as it is")
     link = host.places.bin_dir / LINK
     gone = [home, run_dir]

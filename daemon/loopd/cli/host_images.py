@@ -68,7 +68,7 @@ def remove_images(host: Host) -> str:
     try:
         with host.open_engine() as engine:
             swept = engine.remove_images((DEBIAN,) if host.started.base_made else ())
-    except EngineDownError as error:
-        return f"left: {str(error).splitlines()[0]}"
+    except EngineDownError:
+        return "left, if there are any: no engine answers"
     left = f"; left, since others use them: {', '.join(swept.kept)}" if swept.kept else ""
     return f"{len(swept.removed)} removed{left}"

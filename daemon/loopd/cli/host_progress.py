@@ -52,8 +52,9 @@ class Progress:
             except BaseException:
                 line.end("failed", "bad")
                 raise
-        if not self.screen.fancy:
-            self.screen.line(line.text())
+            finally:
+                if not self.screen.fancy:
+                    self.screen.line(line.text())
 
 
 class _Line:

@@ -84,8 +84,8 @@ def bring_up(host: Host, screen: Screen) -> None:
 
     progress = Progress(screen, UP_STEPS)
     progress.step("checks", lambda _: host_checks.check(host))
+    recipes = plan_here(host.places.repository, host.places.proc)
     with sole(host.settings.home):
-        recipes = plan_here(host.places.repository, host.places.proc)
         host_files.ensure_directories(host)
         progress.step("settings", lambda _: host_files.ensure_settings(host))
         progress.step("command", lambda _: host_files.ensure_link(host))
