@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loopd.errors import LoopdError
 from loopd.gateway import Applied, GatewayDownError, Pool, Route, Server, poll_idle, really_set
-from loopd.haproxy_config import SPREAD_S, GatewayConfig, description_of, frame_of, render
+from loopd.haproxy_config import GatewayConfig, description_of, frame_of, render
 from loopd.haproxy_runtime import (
     RELOAD,
     SHOW_INFO,
@@ -33,7 +33,6 @@ from loopd.haproxy_runtime import (
 ANSWER_BYTES = 4 << 20  # thousands of servers
 COMMAND_S = 5.0
 RELOAD_S = 10.0
-SPREAD_MARGIN_S = 0.2
 RELOAD_POLL_S = 0.02  # the master tells nobody when its new worker is ready
 DELETE_TRIES = 5  # HAProxy closes the idle connections of a retired server a moment later
 DELETE_PAUSE_S = 0.01
@@ -108,7 +107,7 @@ class HaproxyGateway:
             return await self._ensure_file(routes)
 
     async def reload(self) -> None:
-        """Put the file in use; no request is lost. Takes up to 3 s.
+        """Put the file in use; no request is lost.
 
         After it only streams that began before are left to the old process. Raises GatewayConfigError.
         """
@@ -126,11 +125,6 @@ class HaproxyGateway:
             await asyncio.sleep(RELOAD_POLL_S)
         if now.failed > before.failed:
             raise GatewayConfigError("the gateway refused to reload and goes on as it was; its log says why")
-        # The old process keeps its old servers and takes no commands, but its clients' next requests until SPREAD_S
-        # is over: a flip before that would not hold for them.
-        deadline = time.monotonic() + SPREAD_S + SPREAD_MARGIN_S
-        while (await self._processes()).old and time.monotonic() < deadline:  # noqa: ASYNC110 nor of an old one's end
-            await asyncio.sleep(RELOAD_POLL_S)
 
     async def _left_to(self, pid: int) -> tuple[Server, ...]:
         """Return the servers as a process sees them that only finishes its streams; none when it just ended."""

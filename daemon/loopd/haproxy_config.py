@@ -38,10 +38,6 @@ BUFFER_BYTES = 16384  # HAProxy's own default: a request's headers, and what of 
 UNSIZED_BODY_BYTES = 8192
 UNSIZED_HEADER_BYTES = 4096
 
-# After a reload the old process asks its clients one by one, over this time, to connect anew. Closed all at once, busy
-# keep-alive clients lose requests that cross the closing: seen in tests.
-SPREAD_S = 2
-
 SERVER_INDENT = "    server "
 
 ERRORS = {
@@ -139,7 +135,7 @@ global
     stats socket {config.run_dir}/admin.sock mode 600 level admin expose-fd listeners
     stats timeout 10s
     stats maxconn 32
-    close-spread-time {SPREAD_S}s
+    close-spread-time infinite
     hard-stop-after {config.drain_s}s
 """
 
@@ -181,7 +177,12 @@ _JSON = "content-type application/json lf-string"
 
 
 def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
-    """Return a frontend. ``proto h1``: one dialect, whose bodies are measured by the two rules below."""
+    """Return a frontend. ``proto h1``: one dialect, whose bodies are measured by the rules below.
+
+    After a reload the old process closes no kept connection at once, since busy clients lose the requests that cross
+    the closing (seen in tests). It says ``Connection: close`` with its next answer, and has that request answered by
+    the new process, whose port this is by then: a flip holds for all clients from its first moment.
+    """
     public = name == "public"
     most = config.max_connections if public else config.max_connections // 4
     unsized = error_body("length_required", "send a body of this size with a Content-Length")
@@ -196,6 +197,7 @@ def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
 {{ req.hdr(x-correlation-id) -m reg ^[A-Za-z0-9._-]{{8,64}}$ }}
     http-request set-header X-Correlation-Id %[var(txn.cid)]
     http-after-response set-header X-Correlation-Id %[var(txn.cid)] if {{ var(txn.cid) -m found }}
+    http-after-response set-header Connection close if {{ stopping }} !{{ status 101 }}
     http-request set-var(txn.path) path
     http-request set-var(txn.method) method
     http-request del-header X-Forwarded-For
@@ -213,8 +215,13 @@ def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
     acl long_body req.body_size ge {UNSIZED_BODY_BYTES}
     acl long_body req.hdrs,length gt {UNSIZED_HEADER_BYTES}
     http-request return status 411 {_JSON} {unsized} if !sized long_body {{ req.body_size gt 0 }}
+    use_backend handover_{name} if {{ stopping }}
 {"    use_backend agent if agent" if public else ""}
     default_backend engine
+
+backend handover_{name}
+    option http-server-close
+    server new {address}:{port}
 """
 
 

@@ -133,7 +133,7 @@ async def test_reloads_under_load_lose_no_request_and_keep_servers_and_streams(
     await haproxy.gateway.apply(routes)
     before = {name: (s.address, s.weight) for name, s in (await haproxy.seen()).items()}
     async with under_load(haproxy, a, b) as load:
-        for _ in range(3):
+        for _ in range(5):
             await haproxy.gateway.reload()
             assert {name: (s.address, s.weight) for name, s in (await haproxy.seen()).items()} == before
             done = len(load.statuses)
@@ -157,6 +157,23 @@ async def test_a_stream_left_to_an_old_process_still_counts(
         assert await response.text() == "begin end"
         assert await haproxy.gateway.wait_idle("engine", "a", deadline_s=5)
         assert list(await haproxy.seen()) == ["engine/b"]
+
+
+async def test_a_connection_kept_over_a_reload_sees_the_routes_of_now(
+    haproxy: RealHaproxy, stubs: tuple[Stub, Stub], session: aiohttp.ClientSession
+) -> None:
+    """The old process knows only the old servers, and one of them may be gone by then."""
+    a, b = stubs
+    await haproxy.start(route("a", 100, a.address))
+    served = []
+    for turn in range(3):
+        async with session.post(f"{haproxy.url}/api/generate", json={}) as response:
+            assert response.status == 200
+            served.append(((await response.json())["server"], response.headers.get("Connection")))
+        if turn == 0:
+            await haproxy.gateway.reload()
+            await haproxy.gateway.apply((route("b", 100, b.address),))
+    assert served == [("a", None), ("b", "close"), ("b", None)]
 
 
 async def test_a_killed_haproxy_comes_up_with_the_same_routes(
@@ -266,16 +283,22 @@ async def test_a_socket_that_hangs_or_never_stops_is_left(tmp_path: Path, monkey
     monkeypatch.setattr("loopd.haproxy.COMMAND_S", 0.2)
     monkeypatch.setattr("loopd.haproxy.ANSWER_BYTES", 1000)
     flood = False
+    conversations: set[asyncio.Task[None]] = set()
 
-    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conversation = asyncio.current_task()
+        assert conversation is not None
+        conversations.add(conversation)
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            await reader.read()
             while flood:
                 writer.write(b"x" * 1000)
                 await writer.drain()
-            await writer.wait_closed()
+            await released.wait()
 
     async def check(_: Path) -> None: ...
 
+    released = asyncio.Event()
     gateway = HaproxyGateway(lambda: None, tmp_path, check=check, uid=None)  # type: ignore[arg-type, return-value]  # not asked for
     async with await asyncio.start_unix_server(serve, tmp_path / "admin.sock"):
         with pytest.raises(GatewayDownError, match="does not answer"):
@@ -283,6 +306,8 @@ async def test_a_socket_that_hangs_or_never_stops_is_left(tmp_path: Path, monkey
         flood = True
         with pytest.raises(CommandRefusedError, match="more than 1000 B"):
             await gateway.observe()
+        released.set()
+        await asyncio.gather(*conversations)
 
 
 async def test_no_request_fails_from_an_engines_death_until_its_probe_sees_it(

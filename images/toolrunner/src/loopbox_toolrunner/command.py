@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from loopbox_toolrunner.job import Job, Limits
+from loopbox_toolrunner.processes import PR_SET_DUMPABLE, set_process_option
 
 EXIT_NOT_STARTED = 126
 NICENESS = 5  # below the server and the keepers, so that they answer under any load
@@ -55,6 +56,7 @@ def _limit(limits: Limits) -> None:
     _lower(resource.RLIMIT_CPU, limits.cpu_s, limits.cpu_s + 1)
     os.umask(0o022)
     os.nice(NICENESS)
+    set_process_option(PR_SET_DUMPABLE, 1)  # or the next file belongs to root
     with contextlib.suppress(OSError):  # the kernel's choice, when the container's own memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 

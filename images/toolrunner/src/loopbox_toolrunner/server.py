@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import structlog
@@ -87,14 +88,13 @@ async def serve(settings: Settings, launcher: Launcher) -> int:
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
-        server = uvicorn.Server(config)
+        server = _Server(config)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        watching = asyncio.create_task(server.stop_after(stop, spoilt), name="stop")
         listening = listen(settings.socket)
-
-        async def stop_when_spoilt() -> None:
-            await spoilt.wait()
-            server.should_exit = True
-
-        watching = asyncio.create_task(stop_when_spoilt(), name="spoilt")
         log.info("server.ready", socket=str(settings.socket), zygote=launcher.pid)
         try:
             await server.serve(sockets=[listening])
@@ -103,6 +103,23 @@ async def serve(settings: Settings, launcher: Launcher) -> int:
             with contextlib.suppress(OSError):
                 settings.socket.unlink()
     return EXIT_SPOILT if spoilt.is_set() else 0
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to ``serve``: uvicorn raises them again at its end, and nothing after that would be run."""
+        yield
+
+    async def stop_after(self, *events: asyncio.Event) -> None:
+        """End when any of these is set."""
+        waits = [asyncio.create_task(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            self.should_exit = True
+        finally:
+            for wait in waits:
+                wait.cancel()
 
 
 def listen(path: Path) -> socket.socket:

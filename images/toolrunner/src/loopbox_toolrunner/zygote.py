@@ -18,7 +18,14 @@ import traceback
 from typing import NoReturn
 
 from loopbox_toolrunner.keeper import keep
-from loopbox_toolrunner.processes import PR_SET_CHILD_SUBREAPER, descendants, scan, set_process_option, signal_all
+from loopbox_toolrunner.processes import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_DUMPABLE,
+    descendants,
+    scan,
+    set_process_option,
+    signal_all,
+)
 
 DESCRIPTORS = 3  # control, stdout, stderr
 SWEEP_MS = 10
@@ -29,6 +36,7 @@ EXIT_BROKEN = 70
 def main(orders_fd: int) -> None:
     """Fork keepers until ``orders_fd`` closes, then wait for the last of them."""
     set_process_option(PR_SET_CHILD_SUBREAPER, 1)
+    set_process_option(PR_SET_DUMPABLE, 0)  # no command looks into this process or the keepers
     for number in (signal.SIGINT, signal.SIGTERM):  # the server decides about the end, by closing
         signal.signal(number, signal.SIG_IGN)
     gc.freeze()
