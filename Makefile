@@ -37,6 +37,7 @@ images: ## Build the images of this checkout that are not on this host.
 
 .PHONY: test
 test: lint ## Run every test but the slow ones, on real containers (PYTEST='-k name' for some).
+	@tools/as-root tools/test-packages
 	@LOOPBOX_HOME='$(TEST_HOME)' tools/as-root $(DEV)/loopctl images build </dev/null
 	@tools/as-root env COVERAGE_FILE='$(CURDIR)/.coverage' $(DEV)/python -m pytest --cov --cov-report=term \
 		-m 'not slow' -p no:cacheprovider $(PYTEST) </dev/null

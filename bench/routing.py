@@ -3,7 +3,7 @@
 ``python bench/routing.py``; its last line is one JSON object. The stub engine is HAProxy itself with a fixed answer of
 1 KB, so it is not the bottleneck. Latency: one client asks the engine directly, by the gateway and by the peer in
 turns, so that what else the machine does hits all three alike. Throughput: wrk with 16 connections, one after another.
-Sizes: REQUESTS (per way, default 4000), SECONDS (per way, default 5), LOOPBOX_GATEWAY_IMAGE.
+Sizes: REQUESTS (per way, default 4000), SECONDS (per way, default 5).
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import quantiles
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import docker
 from docker.models.containers import Container
 from docker.types import LogConfig
 
+from built import built
 from loopd.gateway import GatewayDownError, Route, ServerState
 from loopd.haproxy import GatewayConfigError, HaproxyGateway
 from loopd.haproxy_config import GatewayConfig
 
-IMAGE = os.environ.get("LOOPBOX_GATEWAY_IMAGE", "loopbox/gateway:dev")
+IMAGE = built().gateway
 REQUESTS = int(os.environ.get("REQUESTS", "4000"))
 SECONDS = int(os.environ.get("SECONDS", "5"))
 CONNECTIONS = 16

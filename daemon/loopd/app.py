@@ -134,7 +134,7 @@ def open_gateway(settings: Settings, engine: Engine, image: str) -> HaproxyGatew
             gateway_unit(settings, image),
             name="gateway-check",
             network="none",
-            command=("-c", "-q", "-f", f"/run/gateway/{path.name}"),
+            command=("-c", "-f", f"/run/gateway/{path.name}"),
         )
         result = await engine.run(unit, timeout_s=CHECK_S)
         if result.exit_code != 0:

@@ -1005,7 +1005,13 @@ def test_ask_sends_the_question_and_prints_the_answer(world: World) -> None:
     result = loopctl("ask", "Capital?", "--system", "Be brief.", "--max-tokens", "9", "--tool", "bash")
     assert (result.exit_code, result.stdout) == (0, "Paris\n")
     assert world.bodies == [
-        {"instruction": "Capital?", "stream": True, "system": "Be brief.", "max_output_tokens": 9, "tool_choice": "bash"}
+        {
+            "instruction": "Capital?",
+            "stream": True,
+            "system": "Be brief.",
+            "max_output_tokens": 9,
+            "tool_choice": "bash",
+        }
     ]
     loopctl("ask", "Capital?")
     assert world.bodies[1] == {"instruction": "Capital?", "stream": True}

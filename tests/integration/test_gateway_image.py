@@ -21,13 +21,14 @@ from docker.models.containers import Container
 from real_haproxy import agent, free_port, route
 from stub_engine import Stub, serving
 
+from built import built
 from loopd.gateway import GatewayDownError, Route, ServerState
 from loopd.haproxy import GatewayConfigError, HaproxyGateway
 from loopd.haproxy_config import GatewayConfig
 
 pytestmark = pytest.mark.docker
 
-IMAGE = os.environ.get("LOOPBOX_GATEWAY_IMAGE", "loopbox/gateway:dev")
+IMAGE = built().gateway
 UID = 10004
 MAX_BODY = 100_000
 REQUEST_S = 2

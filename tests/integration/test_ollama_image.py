@@ -25,8 +25,10 @@ import pytest
 from docker.models.containers import Container
 from docker.models.networks import Network
 
+from built import built
+
 pytestmark = pytest.mark.docker
-IMAGE: Final = os.environ.get("LOOPBOX_OLLAMA_IMAGE", "loopbox/ollama:dev")
+IMAGE: Final = built().ollama
 REQUIREMENTS: Final = Path(__file__).parents[2] / "requirements" / "model.txt"
 ENGINE_UID: Final = 10001
 STARTED_S: Final = 30.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,13 @@ import docker
 import httpx
 import pytest
 
+from built import built
 from loopd.gguf import inspect
 from loopd.template import chat_format
 from tiny_gguf import make_tiny_gguf
 
 pytestmark = pytest.mark.docker
-IMAGE: Final = os.environ.get("LOOPBOX_OLLAMA_IMAGE", "loopbox/ollama:dev")
+IMAGE: Final = built().ollama
 STARTED_S: Final = 30.0
 Message = dict[str, object]
 

@@ -19,8 +19,10 @@ from docker.models.containers import Container
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
+from built import built
+
 pytestmark = pytest.mark.docker
-IMAGE: Final = os.environ.get("LOOPBOX_TOOLRUNNER_IMAGE", "loopbox/toolrunner:dev")
+IMAGE: Final = built().toolrunner
 UID: Final = 10003
 READY_S: Final = 20.0
 HEADERS: Final = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
+import anyio
 import structlog
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loopbox_agent.engine import Engine, EngineUnavailableError
 from loopbox_agent.errors import AgentError, body_of, error_body, error_response, response_of
@@ -113,20 +117,39 @@ def build_app(settings: Settings) -> FastAPI:
             await broker.close()
 
     app = FastAPI(title="loopbox agent", version=package_version(), lifespan=lifespan)
-    app.middleware("http")(_correlate)
+    app.add_middleware(_Correlate)
     _handle_errors(app)
     _add_routes(app)
     return app
 
 
-async def _correlate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    given = request.headers.get(CORRELATION, "")
-    correlation_id = given if _CORRELATION.fullmatch(given) else secrets.token_hex(8)
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(correlation_id=correlation_id)
-    response = await call_next(request)
-    response.headers[CORRELATION] = correlation_id
-    return response
+class _Correlate:
+    """Gives each request a correlation id. Plain ASGI: the framework's own kind hides a client's leaving."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(CORRELATION, "")
+        correlation_id = given if _CORRELATION.fullmatch(given) else secrets.token_hex(8)
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[CORRELATION] = correlation_id
+            await send(message)
+
+        structlog.contextvars.clear_contextvars()
+        with structlog.contextvars.bound_contextvars(correlation_id=correlation_id):
+            try:
+                await self._app(scope, receive, send_named)
+            except Exception as error:
+                # Here, since the framework's last resort answers outside of this and without the id.
+                log.exception("request.failed", path=scope["path"])
+                with contextlib.suppress(RuntimeError):  # the answer had begun
+                    await error_response(500, body_of(error))(scope, receive, send_named)
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -144,11 +167,6 @@ def _handle_errors(app: FastAPI) -> None:
         code = HTTPStatus(error.status_code).name.lower()
         message = f"{request.method} {request.url.path}: {error.detail}"
         return error_response(error.status_code, error_body(code, message), headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def _bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("request.failed", path=request.url.path, exc_info=error)
-        return error_response(500, body_of(error))
 
 
 async def _asked(request: Request) -> RunRequest:
@@ -181,8 +199,8 @@ def _add_routes(app: FastAPI) -> None:
         if asked.stream or "text/event-stream" in request.headers.get("Accept", ""):
             taken = parts.slots.take()
             taken.__enter__()  # released by the stream's end, which this function does not see
-            events = _stream(parts, asked, correlation_id, lambda: taken.__exit__(None, None, None))
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            events = _stream(request, asked, correlation_id, lambda: taken.__exit__(None, None, None))
+            return _EventStream(events, send_timeout_s=parts.settings.send_timeout_s)
         with parts.slots.take():
             return JSONResponse(await _last(request, parts.runs.run(asked, correlation_id=correlation_id)))
 
@@ -228,11 +246,7 @@ async def _last(request: Request, events: AsyncIterator[Event]) -> Any:  # Any: 
                 last = event
         return last.body
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    work, leaving = asyncio.create_task(drain()), asyncio.create_task(gone())
+    work, leaving = asyncio.create_task(drain()), asyncio.create_task(_gone(request))
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -244,20 +258,75 @@ async def _last(request: Request, events: AsyncIterator[Event]) -> Any:  # Any: 
         await asyncio.gather(work, leaving, return_exceptions=True)
 
 
+async def _gone(request: Request) -> None:
+    """Return once the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _next(events: AsyncIterator[Event]) -> Event:
+    return await anext(events)
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events to a client that must take each one in time, or is taken for gone."""
+
+    def __init__(self, events: AsyncGenerator[bytes], *, send_timeout_s: float) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._events = events
+        self._send_timeout_s = send_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send, and end the run on every way out."""
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_in_time)
+        except TimeoutError:
+            log.warning("stream.client_stalled", seconds=self._send_timeout_s)
+        finally:
+            await self._events.aclose()
+
+
 async def _stream(
-    parts: Parts, asked: RunRequest, correlation_id: str, release: Callable[[], object]
-) -> AsyncIterator[bytes]:
+    request: Request, asked: RunRequest, correlation_id: str, release: Callable[[], object]
+) -> AsyncGenerator[bytes]:
     number = 0
+    leaving = asyncio.create_task(_gone(request))
+    step: asyncio.Task[Event] | None = None
     try:
-        async with aclosing(parts.runs.run(asked, correlation_id=correlation_id)) as events:  # type: ignore[type-var]
-            async for event in events:
-                number += 1
-                yield _frame(number, event.name, event.body)
+        async with aclosing(_parts(request).runs.run(asked, correlation_id=correlation_id)) as events:  # type: ignore[type-var]
+            try:
+                while True:
+                    # A model may be silent for long, and the client gone all that time.
+                    step = step or asyncio.create_task(_next(events))
+                    await asyncio.wait({step, leaving}, timeout=KEEPALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+                    if leaving.done():
+                        return
+                    if not step.done():
+                        yield b": still running\n\n"
+                        continue
+                    event, step = step.result(), None
+                    number += 1
+                    yield _frame(number, event.name, event.body)
+                    if event.name == "run.completed":
+                        return
+            finally:
+                if step is not None:
+                    step.cancel()
+                    with anyio.CancelScope(shield=True):  # the server's own scope cancels again at every wait
+                        await asyncio.wait({step})
+                    if not step.cancelled():
+                        step.exception()  # looked at, so that it is not told of as forgotten
     except Exception as error:
         if not isinstance(error, AgentError):
             log.exception("run.failed")
         yield _frame(number + 1, "run.failed", failed(error))
     finally:
+        leaving.cancel()
         release()
 
 

@@ -210,7 +210,8 @@ def _named(settings: Settings, *, answering: bool = False) -> Iterator[None]:
         ) from error
     except (httpx2.ConnectError, httpx2.TimeoutException) as error:
         raise EngineUnavailableError(
-            f"The gateway at {settings.engine_url} cannot be reached ({_words(error)}); nothing was generated. {_READY}",
+            f"The gateway at {settings.engine_url} cannot be reached ({_words(error)}); nothing was generated. "
+            f"{_READY}",
             retry_after_s=2,
         ) from error
     except httpx2.HTTPError as error:
@@ -218,8 +219,6 @@ def _named(settings: Settings, *, answering: bool = False) -> Iterator[None]:
             raise EngineUnavailableError(
                 f"The gateway closed the connection before it answered ({_words(error)}). {_READY}", retry_after_s=2
             ) from error
-        raise EngineBrokeOffError(
-            f"The engine's answer broke off ({_words(error)}); ask again. {_READY}"
-        ) from error
+        raise EngineBrokeOffError(f"The engine's answer broke off ({_words(error)}); ask again. {_READY}") from error
     except LineTooLongError as error:
         raise EngineFailedError(f"The engine's answer has another form: {error}") from error

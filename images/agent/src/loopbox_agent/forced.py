@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jsonschema  # type: ignore[import-untyped]  # it ships no types
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter
+from referencing import Registry
 
 from loopbox_agent.engine import Engine
 from loopbox_agent.errors import AgentError
@@ -19,6 +20,8 @@ from loopbox_agent.wire import ChatOrder, Message, Options
 MAX_STRING = 400  # characters, where the schema sets no bound: a small model would else never close the quote
 TRIES = 2
 TOKENS = 384
+
+_OBJECT: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
 
 
 class ArgumentsInvalidError(AgentError):
@@ -38,7 +41,8 @@ class ModelOutputInvalidError(AgentError):
 def check_arguments(tool: Tool, arguments: Mapping[str, JsonValue]) -> None:
     """Check arguments against the tool's schema. Raises ArgumentsInvalidError saying where they do not fit."""
     try:
-        jsonschema.validate(dict(arguments), dict(tool.schema))
+        # An empty registry: a $ref to another place is refused, never fetched.
+        jsonschema.Draft202012Validator(dict(tool.schema), registry=Registry()).validate(dict(arguments))
     except jsonschema.ValidationError as error:
         where = ".".join(str(step) for step in error.absolute_path) or "arguments"
         raise ArgumentsInvalidError(f"{tool.name}: {where}: {error.message[:300]}; nothing was run.") from error
@@ -77,7 +81,9 @@ async def fill(
             model=settings.model,
             messages=(Message(role="system", content=told), Message(role="user", content=instruction)),
             options=Options(
-                num_ctx=settings.num_ctx, num_predict=TOKENS, temperature=0.0 if attempt == 0 else 0.7,
+                num_ctx=settings.num_ctx,
+                num_predict=TOKENS,
+                temperature=0.0 if attempt == 0 else 0.7,
                 seed=(seed or 1) + attempt,
             ),
             format=bound(tool.schema),
@@ -90,7 +96,8 @@ async def fill(
                     read += chunk.prompt_eval_count
                     generated += chunk.eval_count
         try:
-            arguments = json.loads(text)
+            # Any JSON but an object is refused here, and nesting without end, too.
+            arguments = _OBJECT.validate_json(text)
             check_arguments(tool, arguments)
         except (ValueError, ArgumentsInvalidError) as error:
             reason = str(error)

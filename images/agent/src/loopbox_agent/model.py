@@ -18,7 +18,6 @@ from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
     ModelResponse,
-    ModelResponsePart,
     ModelResponseStreamEvent,
     RetryPromptPart,
     SystemPromptPart,
@@ -125,7 +124,9 @@ def _tell(message: ModelMessage) -> list[Message]:
     if isinstance(message, ModelResponse):
         text = "".join(part.content for part in message.parts if isinstance(part, TextPart))
         calls = tuple(
-            CalledTool(id=part.tool_call_id, function=CalledFunction(name=part.tool_name, arguments=part.args_as_dict()))
+            CalledTool(
+                id=part.tool_call_id, function=CalledFunction(name=part.tool_name, arguments=part.args_as_dict())
+            )
             for part in message.parts
             if isinstance(part, ToolCallPart)
         )
@@ -199,5 +200,3 @@ class OllamaResponse(StreamedResponse):
     def timestamp(self) -> datetime:
         """When it began."""
         return self.begun_at
-
-

@@ -10,9 +10,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import anyio
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
-from pydantic_ai import Agent, RunContext, UsageLimits
+from pydantic_ai import Agent, ModelRetry, RunContext, UsageLimits
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
 from pydantic_ai.messages import PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 from pydantic_ai.settings import ModelSettings
@@ -20,7 +21,7 @@ from pydantic_ai.tools import Tool as OfferedTool
 
 from loopbox_agent.engine import Engine
 from loopbox_agent.errors import AgentError, DeadlineError, body_of
-from loopbox_agent.forced import ModelOutputInvalidError, check_arguments, fill
+from loopbox_agent.forced import ArgumentsInvalidError, ModelOutputInvalidError, check_arguments, fill
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.model import OllamaModel
 from loopbox_agent.sandbox import Broker, Sandbox
@@ -135,7 +136,10 @@ class Runs:
             raise
         finally:
             work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            with anyio.CancelScope(shield=True):  # the server's own scope cancels again at every wait
+                await asyncio.wait({work})
+            if not work.cancelled():
+                work.exception()  # looked at, so that it is not told of as forgotten
             self.metrics.run_seconds.labels(outcome=outcome).observe(time.monotonic() - begun)
             log.info("run.ended", run_id=run_id, outcome=outcome, seconds=round(time.monotonic() - begun, 3))
 
@@ -156,7 +160,9 @@ class Runs:
                 f"The run took longer than {self.settings.run_timeout_s:g} s and was ended; its sandbox was given back."
             ) from error
         finally:
-            await queue.put(None)
+            # Cancelled, nobody reads the queue any more, and a full one would hold this task for ever.
+            if not ((task := asyncio.current_task()) and task.cancelling()):
+                await queue.put(None)
 
     async def _forced(
         self, asked: RunRequest, choice: ToolChoice, sandbox: Sandbox, calls: _Calls
@@ -216,6 +222,10 @@ def _offer(sandbox: Sandbox, name: str, calls: _Calls) -> OfferedTool[None]:
     tool = sandbox.require(name)
 
     async def call(_: RunContext[None], **arguments: Any) -> str:  # Any: JSON by the tool's own schema
+        try:
+            check_arguments(tool, arguments)
+        except ArgumentsInvalidError as error:
+            raise ModelRetry(str(error)) from error  # told to the model, which may try again
         return await calls.make(name, arguments)
 
     return OfferedTool.from_schema(

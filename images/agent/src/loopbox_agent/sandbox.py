@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import anyio
 import httpx2
 import structlog
 from mcp import ClientSession
@@ -101,6 +102,12 @@ class Sandbox:
         return Outcome(text, structured if isinstance(structured, dict) else {"text": text}, bool(answer.is_error))
 
 
+def _below(path: str) -> str:
+    if ".." in Path(path).parts or Path(path).is_absolute():
+        raise SandboxUnavailableError("The lease broker named a socket outside the leases; it is not used.")
+    return path
+
+
 class Broker:
     """Borrows sandboxes from the daemon."""
 
@@ -112,9 +119,12 @@ class Broker:
             timeout=BROKER_S,
             trust_env=False,
         )
+        self._returns: set[asyncio.Task[None]] = set()  # leases on their way back
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Wait for the leases on their way back, then close every connection."""
+        if self._returns:
+            await asyncio.wait(self._returns, timeout=BROKER_S)
         await self._http.aclose()
 
     def is_there(self) -> bool:
@@ -124,13 +134,45 @@ class Broker:
     @asynccontextmanager
     async def borrow(self, run_id: str) -> AsyncIterator[Sandbox]:
         """Yield a sandbox with its tools; it is given back whatever happens. Raises SandboxUnavailableError."""
-        lease = await self._acquire(run_id)
+        lease = await self._acquire_whole(run_id)
+        kept: Exception | None = None
         try:
-            async with self._connect(self._settings.leases_dir / lease.socket) as sandbox:
-                yield sandbox
+            async with self._connect(self._settings.leases_dir / _below(lease.socket)) as sandbox:
+                # What the run raises must not pass the connection's task group, which would wrap it in a group.
+                try:
+                    yield sandbox
+                except Exception as error:  # noqa: BLE001 raised again below
+                    kept = error
+        except BaseExceptionGroup as group:
+            if group.subgroup(asyncio.CancelledError) is not None:
+                raise
+            raise SandboxUnavailableError(
+                f"The sandbox broke off ({group.exceptions[0]!r}); it is thrown away. Try again.", retry_after_s=1
+            ) from group
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._release(lease)
+            # In a task of its own: whoever cancels the run may do so again while it tidies up.
+            await asyncio.shield(self._returning(self._release(lease)))
+        if kept is not None:
+            raise kept
+
+    async def _acquire_whole(self, run_id: str) -> _Lease:
+        """Acquire; a lease that is granted to a run cancelled meanwhile is given back as soon as its name is known."""
+        asking = asyncio.create_task(self._acquire(run_id), name=f"lease-{run_id}")
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            self._returning(self._release_once_lent(asking))
+            raise
+
+    async def _release_once_lent(self, asking: asyncio.Task[_Lease]) -> None:
+        with contextlib.suppress(SandboxUnavailableError):  # nothing was lent
+            await self._release(await asking)
+
+    def _returning(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name="lease-return")
+        self._returns.add(task)
+        task.add_done_callback(self._returns.discard)
+        return task
 
     async def _acquire(self, run_id: str) -> _Lease:
         try:
@@ -146,12 +188,9 @@ class Broker:
                 f"No sandbox is free ({response.status_code}); nothing was run. Try again in a moment.", retry_after_s=2
             )
         try:
-            lease = _Lease.model_validate_json(response.content)
+            return _Lease.model_validate_json(response.content)
         except ValidationError as error:
             raise SandboxUnavailableError("The lease broker answered in another form; nothing was run.") from error
-        if ".." in Path(lease.socket).parts or Path(lease.socket).is_absolute():
-            raise SandboxUnavailableError("The lease broker named a socket outside the leases; it is not used.")
-        return lease
 
     async def _release(self, lease: _Lease) -> None:
         try:
