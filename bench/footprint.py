@@ -113,7 +113,7 @@ def main() -> None:
         }
         print(json.dumps(figures))
     finally:
-        appliance.loopctl("purge", "--yes", check=False, timeout=300)
+        appliance.loopctl("purge", "--yes", "--keep-images", check=False, timeout=300)
         shutil.rmtree(base, ignore_errors=True)
 
 

@@ -42,7 +42,7 @@ def appliance() -> Iterator[Appliance]:
         yield made
     finally:
         purge = subprocess.run(
-            [str(tree / ".venv" / "bin" / "loopctl"), "purge", "--yes"],
+            [str(tree / ".venv" / "bin" / "loopctl"), "purge", "--yes", "--keep-images"],
             env=made.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

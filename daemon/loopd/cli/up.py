@@ -50,7 +50,13 @@ def down() -> None:
     bring_down(this_host(read_settings()), open_screen())
 
 
-def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+def purge(
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="Leave the images: building takes minutes.")
+    ] = False,
+) -> None:
     """Stop everything and remove models, state, images and all else that `up` put on this host."""
     from loopd.cli.host_parts import this_host  # noqa: PLC0415 see the top
 
@@ -58,7 +64,7 @@ def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
     if not yes and not confirmed(host, screen):
         screen.remark("nothing was removed")
         raise typer.Exit(ExitCode.USAGE)
-    purge_all(host, screen)
+    purge_all(host, screen, keep_images=keep_images)
 
 
 @images.command()
@@ -119,7 +125,7 @@ def bring_down(host: Host, screen: Screen) -> None:
     screen.line(f"stopped; models, state and settings stay in {host.settings.home}. `make up` starts again", "good")
 
 
-def purge_all(host: Host, screen: Screen) -> None:
+def purge_all(host: Host, screen: Screen, *, keep_images: bool = False) -> None:
     """Run the steps of `purge`. Raises LoopdError at the first that fails; it may be run again."""
     from loopd.cli import host_daemon, host_engine, host_images, host_unit  # noqa: PLC0415 see the top
     from loopd.cli.host_files import remove_files  # noqa: PLC0415
@@ -136,7 +142,7 @@ def purge_all(host: Host, screen: Screen) -> None:
         progress.step("loopd", lambda _: host_daemon.stop_loopd(host))
         progress.step("engine", lambda say: host_engine.find_engine(host, say))
         progress.step("containers", lambda _: host_engine.remove_containers(host))
-        progress.step("images", lambda _: host_images.remove_images(host))
+        progress.step("images", lambda _: "kept" if keep_images else host_images.remove_images(host))
         progress.step("engine", lambda _: host_engine.stop_engine(host))
         progress.step("unit", lambda _: "removed" if host_unit.uninstall(host) else "there was none")
         progress.step("files", lambda _: remove_files(host))
