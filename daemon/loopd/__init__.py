@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from importlib import metadata
 
 
 @functools.cache
 def version() -> str:
     """Return the installed version; looked up once, since it reads the disk."""
+    from importlib import metadata  # noqa: PLC0415 the disposable inspection process pays for every import
+
     return metadata.version("loopbox")

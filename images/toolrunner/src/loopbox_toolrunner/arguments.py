@@ -16,6 +16,9 @@ from loopbox_toolrunner.jail import MAX_PATH
 MAX_COMMAND = 32_000  # characters
 MAX_COMMAND_BYTES = 128_000  # the kernel takes 131071 in one argument
 MAX_CONTENT = 1 << 20
+#: Longest maxLength to show. Engines turn it into a grammar rule of that many repeats, and the Ollama we ship ends its
+#: model process, with all it was answering, on 2001. Longer text is still taken, up to the limits above.
+GRAMMAR_LENGTH = 2000
 
 
 class ArgumentError(Exception):
@@ -116,6 +119,9 @@ def schema_of(model: type[BaseModel], *, timeout_s: int = 0, max_timeout_s: int 
     properties = schema.get("properties", {})
     if "timeout_s" in properties:
         properties["timeout_s"] |= {"default": timeout_s, "maximum": max_timeout_s}
+    for told in properties.values():
+        if told.get("maxLength", 0) > GRAMMAR_LENGTH:
+            told["maxLength"] = GRAMMAR_LENGTH
     # The asked-for argument first: small models fill in what comes first.
     required = schema.get("required", [])
     schema["properties"] = {key: properties[key] for key in sorted(properties, key=lambda k: k not in required)}
