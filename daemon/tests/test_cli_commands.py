@@ -416,7 +416,8 @@ def loopctl(*arguments: str, stdin: bytes = b"") -> Result:
 
 
 def spawn(world: World, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:  # Any: Popen's own
-    """Start the real program."""
+    """Start the real program, with Ctrl-C as a terminal has it even where these tests run in the background."""
+    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     code = "import sys; from loopd.cli.main import main; sys.argv[0] = 'loopctl'; main()"
     environment = {**os.environ, **world.environment, "PYTHONPATH": str(DAEMON), "COLUMNS": "200"}
     return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, **options)

@@ -36,9 +36,12 @@ def become(job: Job, stdout: int, stderr: int) -> NoReturn:
 
 
 def _restore_signals() -> None:
-    """Undo what Python set: ignored signals stay ignored in a new program, and `yes | head` would then complain."""
+    """Undo what Python, or whoever started us, set.
+
+    What is ignored stays ignored in a new program, and `yes | head` would then complain for ever.
+    """
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT):
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
