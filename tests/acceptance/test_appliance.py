@@ -145,14 +145,14 @@ def test_an_openai_client_chats(appliance: Appliance) -> None:
 
 
 def test_an_ollama_client_chats(appliance: Appliance) -> None:
-    client = ollama.Client(host=appliance.url)
-    answer = client.chat(
-        "agent", [{"role": "user", "content": QUESTION}], options={"temperature": 0, "num_predict": 40}
-    )
-    assert "Paris" in (answer.message.content or "")
-    with pytest.raises(ollama.ResponseError) as caught:
-        client.delete("agent")
-    assert caught.value.status_code == 403, "no client may change the engine's models"
+    with ollama.Client(host=appliance.url) as client:
+        answer = client.chat(
+            "agent", [{"role": "user", "content": QUESTION}], options={"temperature": 0, "num_predict": 40}
+        )
+        assert "Paris" in (answer.message.content or "")
+        with pytest.raises(ollama.ResponseError) as caught:
+            client.delete("agent")
+        assert caught.value.status_code == 403, "no client may change the engine's models"
 
 
 # --- 3. tools in a sandbox
