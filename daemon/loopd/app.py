@@ -43,12 +43,13 @@ from loopd.logs import configure_logs
 from loopd.metrics import Metrics, build_metrics
 from loopd.notify import Notifier
 from loopd.registry import Registry
+from loopd.restarts import Restarts
 from loopd.rollout import Rollouts, Runner
 from loopd.routing import Routing
 from loopd.sandbox import Broker, Leases
 from loopd.state import StateError, open_database
 from loopd.status import Status
-from loopd.supervise import Restarts, Supervisor
+from loopd.supervise import Supervisor
 from loopd.toolbox import Toolbox
 from loopd.units import AGENT_UID, GATEWAY_UID, Layout, agent_unit, engine_unit, gateway_unit, layout_of
 from loopd.watch import Watcher

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -65,15 +65,86 @@ class SandboxSettings(BaseModel):
     pids: Annotated[int, Field(ge=16, le=4096)] = 128
 
 
-class RolloutSettings(BaseModel):
-    """How long each step of a rollout may take, seconds, and what a candidate must show."""
+class CanaryStep(BaseModel):
+    """One stage of a canary: this share of the traffic, until enough was seen or its time is over."""
 
     model_config = {"frozen": True, "extra": "forbid"}
 
+    percent: Annotated[int, Field(ge=1, le=99)]
+    seconds: Annotated[float, Field(ge=0, le=86400)] = 10.0  #: at most so long
+    requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50  #: answered by the candidate: enough
+
+
+class AnalysisSettings(BaseModel):
+    """What a candidate must show while it takes traffic, beside the champion in the same time."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    samples: Annotated[int, Field(ge=5, le=10_000)] = 20  #: answers of each release before latencies are compared
+    error_rate: Annotated[float, Field(ge=0, le=1)] = 0.02  #: more than the champion's by so much is too much
+    errors: Annotated[int, Field(ge=1, le=10_000)] = 2  #: fewer failed answers than these are never too many
+    latency_factor: Annotated[float, Field(ge=1, le=100)] = 2.0  #: candidate's p95 to the champion's
+    latency_floor_ms: Annotated[int, Field(ge=0, le=600_000)] = 250  #: a p95 below is never too slow
+    speed_factor: Annotated[float, Field(gt=0, le=1)] = 0.25  #: tokens/s of the probe, to those of the first check
+    probe_s: Annotated[float, Field(gt=0, le=600)] = 0.5  #: between two golden probes
+    probe_deadline_s: Annotated[float, Field(gt=0, le=600)] = 3.0  #: for one
+
+
+class RolloutSettings(BaseModel):
+    """How a candidate takes over, how long each step may take, in seconds, and what a candidate must show.
+
+    ``instant`` flips all traffic; ``canary`` gives shares step by step and looks; ``blue-green`` flips all traffic and
+    keeps the old release loaded for ``bake_s``, so that going back is a flip, too.
+    """
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    policy: Literal["instant", "canary", "blue-green"] = "canary"
+    canary: Annotated[tuple[CanaryStep, ...], Field(min_length=1, max_length=20)] = (
+        CanaryStep(percent=10, seconds=3.0, requests=30),
+        CanaryStep(percent=50, seconds=3.0, requests=50),
+    )
+    bake_s: Annotated[float, Field(ge=0, le=86400)] = 10.0  #: blue-green: how long the old one stays loaded
+    swap_in_place: bool = False  #: where two engines do not fit: stop the old one first, hold requests meanwhile
+    reserve_bytes: Annotated[int, Field(ge=0)] = 256 << 20  #: host memory that no engine may take
     start_s: Annotated[float, Field(gt=0, le=3600)] = 60.0  #: container start to engine answering
     load_s: Annotated[float, Field(gt=0, le=7200)] = 600.0  #: weights into memory, first token
     check_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  #: all golden prompts together
     drain_s: Annotated[float, Field(gt=0, le=86400)] = 600.0  #: streams in flight on the old release
+    analysis: AnalysisSettings = AnalysisSettings()
+
+
+class SuperviseSettings(BaseModel):
+    """When a unit that runs is taken for broken, and when restarting it is given up for a rollback. Seconds."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    probe_s: Annotated[float, Field(gt=0, le=600)] = 3.0  #: between two one-token generations of the champion
+    probe_deadline_s: Annotated[float, Field(gt=0, le=600)] = 3.0  #: unanswered so long and idle: wedged
+    stuck_s: Annotated[float, Field(gt=0, le=86400)] = 300.0  #: busy without an answer to any probe: wedged, too
+    unhealthy_s: Annotated[float, Field(gt=0, le=3600)] = 10.0  #: the gateway's probe fails so long: restarted
+    grace_s: Annotated[float, Field(gt=0, le=3600)] = 60.0  #: after a start, no health verdict before it was healthy
+    crashes: Annotated[int, Field(ge=2, le=30)] = 5  #: restarts within ``crash_window_s`` are a crash loop
+    crash_window_s: Annotated[float, Field(gt=0, le=86400)] = 300.0
+
+
+class RegistrySettings(BaseModel):
+    """What may become a release, and how much of the disk releases may take."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    public_key: Annotated[str, Field(pattern=r"^(|[A-Za-z0-9+/]{43}=)$")] = ""  #: Ed25519, base64; '': unsigned is fine
+    budget_bytes: Annotated[int, Field(ge=0)] = 0  #: of weights kept; 0: half of the file system
+    keep: Annotated[int, Field(ge=1, le=1000)] = 5  #: newest releases kept whatever the budget says
+
+
+class BackupSettings(BaseModel):
+    """Backups of state, registry and settings; never of weights."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    every_s: Annotated[float, Field(ge=0, le=30 * 86400)] = 86400.0  #: 0: only by command
+    keep: Annotated[int, Field(ge=1, le=1000)] = 7
 
 
 class Settings(BaseSettings):
@@ -96,10 +167,14 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 30)] = 1 << 20
     incoming_settle_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0  #: unchanged this long: worth a look
     incoming_stale_s: Annotated[float, Field(gt=0, le=86400)] = 300.0  #: truncated and unchanged this long: refused
+    hold_s: Annotated[float, Field(ge=0, le=600)] = 30.0  #: requests wait so long for an engine while none is ready
     relist_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     log_level: Annotated[str, Field(pattern=r"^(debug|info|warning|error)$")] = "info"
     sandbox: SandboxSettings = SandboxSettings()
     rollout: RolloutSettings = RolloutSettings()
+    supervise: SuperviseSettings = SuperviseSettings()
+    registry: RegistrySettings = RegistrySettings()
+    backup: BackupSettings = BackupSettings()
 
     @field_validator("home", "run_dir")
     @classmethod

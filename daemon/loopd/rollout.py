@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
@@ -21,6 +22,7 @@ from loopd.ledger import Ledger
 from loopd.loading import Loader
 from loopd.metrics import Metrics
 from loopd.plan import ENDED, Observed, Phase, plan_rollout
+from loopd.policy import INSTANT, Policy
 from loopd.registry import Registry
 from loopd.release import Release, engine_unit
 from loopd.routing import Routing
@@ -32,6 +34,7 @@ RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 MOST_STARTS = 3  # a candidate whose container dies more often than this is given up
 
 Kind = Literal["rollout", "rollback"]
+Strategy = Literal["", "beside", "in_place"]  # '': not admitted yet
 
 log = structlog.get_logger("loopd.rollout")
 
@@ -60,13 +63,16 @@ class Rollout:
     reason: str
     created_at: str
     finished_at: str | None
+    policy: Policy
+    strategy: Strategy
 
 
 class Rollouts:
     """The rollouts in state.db."""
 
-    def __init__(self, database: Database, registry: Registry, ledger: Ledger) -> None:
+    def __init__(self, database: Database, registry: Registry, ledger: Ledger, *, policy: Policy = INSTANT) -> None:
         self._database = database
+        self._policy = policy
         self._registry = registry
         self._ledger = ledger
         self.changed = asyncio.Event()  #: set when there may be something to run
@@ -83,8 +89,10 @@ class Rollouts:
             for waiting in await self._select("phase = 'waiting'"):
                 await self._end(waiting, Phase.SUPERSEDED, f"release {release.short} came while it waited")
             row = await self._database.execute(
-                "INSERT INTO rollouts (candidate, kind, phase, reason, created_at) VALUES (?,?,'waiting',?,?)",
-                (release.id, kind, reason, now()),
+                "INSERT INTO rollouts (candidate, kind, phase, reason, created_at, policy)"
+                " VALUES (?,?,'waiting',?,?,?)",
+                # What served before needs no second trial, and who rolls back is in a hurry.
+                (release.id, kind, reason, now(), (INSTANT if kind == "rollback" else self._policy).to_json()),
             )
             await self._ledger.append("rollout.requested", release.short, reason, rollout=row, kind=kind)
         self.changed.set()
@@ -134,7 +142,7 @@ class Rollouts:
     async def newest(self, limit: int = 50) -> list[Rollout]:
         """Return rollouts, newest first."""
         rows = await self._database.fetch_all("SELECT * FROM rollouts ORDER BY id DESC LIMIT ?", (limit,))
-        return [Rollout(**{**dict(row), "phase": Phase(row["phase"])}) for row in rows]
+        return [_rollout(row) for row in rows]
 
     async def abort(self, rollout: Rollout, reason: str) -> Rollout:
         """Turn a rollout back, for this reason; only before its promotion."""
@@ -165,7 +173,11 @@ class Rollouts:
             f"SELECT * FROM rollouts WHERE {where} ORDER BY id",  # noqa: S608 our own literals only
             values,
         )
-        return [Rollout(**{**dict(row), "phase": Phase(row["phase"])}) for row in rows]
+        return [_rollout(row) for row in rows]
+
+
+def _rollout(row: sqlite3.Row) -> Rollout:
+    return Rollout(**{**dict(row), "phase": Phase(row["phase"]), "policy": Policy.from_json(row["policy"])})
 
 
 @dataclass(frozen=True, kw_only=True)

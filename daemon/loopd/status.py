@@ -18,10 +18,11 @@ from loopd.journal import Journal
 from loopd.metrics import Metrics
 from loopd.registry import Listed, Registry, Serving
 from loopd.release import SHORT, engine_unit
+from loopd.restarts import Restarts
 from loopd.rollout import Rollout, Rollouts, Runner
 from loopd.sandbox import Broker
 from loopd.steps import kind
-from loopd.supervise import Restarts, Supervisor
+from loopd.supervise import Supervisor
 from loopd.units import AGENT, ENGINE_PREFIX, GATEWAY
 
 Role = Literal["champion", "candidate", "previous", "draining", "idle"]

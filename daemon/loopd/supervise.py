@@ -21,52 +21,18 @@ from loopd.gateway import GatewayDownError
 from loopd.ledger import Ledger
 from loopd.loading import Loader
 from loopd.metrics import Metrics
-from loopd.plan import Apply, Remove, Wait, plan_units
 from loopd.registry import Registry
 from loopd.release import Release
+from loopd.restarts import Restarts
 from loopd.rollout import Rollouts
 from loopd.routing import Routing
-from loopd.state import Database, now
+from loopd.unit_plan import Apply, Remove, Wait, plan_units
 from loopd.units import ENGINE_PREFIX, GATEWAY, SANDBOX_PREFIX
 
-RESTARTS_READ = 32  # of a unit, newest; more would not change the back-off
 RETRY_S = 1.0  # after a reconcile that failed
 GATEWAY_S = 5.0  # from its container's start to its admin socket
 
 log = structlog.get_logger("loopd.supervise")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restart:
-    """One restart of a unit."""
-
-    unit: str
-    at: datetime
-    cause: str
-
-
-class Restarts:
-    """The restarts in state.db; they survive loopd, and so does the back-off made of them."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def record(self, unit: str, cause: str) -> None:
-        """Write one down."""
-        await self._database.execute("INSERT INTO restarts (unit, at, cause) VALUES (?,?,?)", (unit, now(), cause))
-
-    async def of(self, unit: str) -> list[Restart]:
-        """Return the newest restarts of a unit, oldest first."""
-        rows = await self._database.fetch_all(
-            "SELECT unit, at, cause FROM restarts WHERE unit = ? ORDER BY seq DESC LIMIT ?",
-            (unit, RESTARTS_READ),
-        )
-        return [Restart(unit=r["unit"], at=datetime.fromisoformat(r["at"]), cause=r["cause"]) for r in reversed(rows)]
-
-    async def count(self, unit: str) -> int:
-        """Return how often a unit was restarted."""
-        row = await self._database.fetch_one("SELECT count(*) AS n FROM restarts WHERE unit = ?", (unit,))
-        return int(row["n"]) if row else 0
 
 
 @dataclass(kw_only=True)

@@ -7,19 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopd.engine import Instance, InstanceState, Limits, Unit
-from loopd.plan import (
-    BACKOFF_MOST_S,
-    Apply,
-    Observed,
-    Phase,
-    Remove,
-    Wait,
-    backoff,
-    explain_end,
-    plan_rollout,
-    plan_units,
-)
+from loopd.plan import Observed, Phase, plan_rollout
 from loopd.steps import Conclude, Step, key, kind
+from loopd.unit_plan import BACKOFF_MOST_S, Apply, Remove, Wait, backoff, explain_end, plan_units
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OLD, NEW = "a" * 64, "b" * 64

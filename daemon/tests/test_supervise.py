@@ -15,10 +15,11 @@ from loopd.metrics import build_metrics
 from loopd.ollama import EngineAnswerError
 from loopd.registry import Registry
 from loopd.release import Release
+from loopd.restarts import Restarts
 from loopd.rollout import Rollouts
 from loopd.routing import Routing
 from loopd.state import Database
-from loopd.supervise import Restarts, Supervisor
+from loopd.supervise import Supervisor
 from samples import make_release
 
 IMAGE = "image"

@@ -48,12 +48,15 @@ def ensure_settings(host: Host) -> str:
 def settings_text(settings: Settings) -> str:
     """Return a settings file: every default as a comment, and each value that differs from it."""
     plain = Settings.model_construct()
-    lines = [_HEAD.format(prefix=PREFIX), *_lines(settings, plain)]
+    return "\n".join([_HEAD.format(prefix=PREFIX), *_lines(settings, plain), *_sections(settings, plain, "")]) + "\n"
+
+
+def _sections(settings: BaseModel, plain: BaseModel, prefix: str) -> Iterator[str]:
     for name in type(settings).model_fields:
-        value = getattr(settings, name)
+        value, default = getattr(settings, name), getattr(plain, name)
         if isinstance(value, BaseModel):
-            lines += ["", f"[{name}]", *_lines(value, getattr(plain, name))]
-    return "\n".join(lines) + "\n"
+            yield from ("", f"[{prefix}{name}]", *_lines(value, default))
+            yield from _sections(value, default, f"{prefix}{name}.")
 
 
 def ensure_link(host: Host) -> str:
@@ -139,6 +142,10 @@ def toml(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, BaseModel):
+        return f"{{ {', '.join(f'{key} = {toml(item)}' for key, item in value)} }}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(toml(item) for item in value)}]"
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     if isinstance(value, str | Path) and text.isprintable():
         return f'"{text}"'

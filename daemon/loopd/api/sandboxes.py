@@ -1,0 +1,97 @@
+"""sandboxes: owns the endpoints that run commands in sandboxes and lend them; the agent may use the latter."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from loopd.api.schema import ExecRequest, ExecResult, LeaseRequest, LeaseView
+from loopd.api.web import Endpoint, json_response, read_body
+from loopd.ledger import Ledger
+from loopd.sandbox import Broker
+from loopd.toolbox import Toolbox, ToolCallError
+from loopd.units import TOOL_SOCKET, Layout
+
+EXEC_LEASE_SLACK_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxRoutes:
+    """Handlers over the lease broker."""
+
+    ledger: Ledger
+    broker: Broker
+    toolbox: Toolbox
+    layout: Layout
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Return the endpoints for the operator."""
+        return (
+            Endpoint(
+                method="POST",
+                path="/v1/exec",
+                handler=self.execute,
+                summary="Run a command in a fresh sandbox",
+                body=ExecRequest,
+                answer=ExecResult,
+                errors=(503,),
+            ),
+        )
+
+    def leases(self) -> tuple[Endpoint, ...]:
+        """Return the endpoints that the agent may use, too."""
+        return (
+            Endpoint(
+                method="POST",
+                path="/v1/leases",
+                handler=self.lease,
+                summary="Borrow a sandbox",
+                body=LeaseRequest,
+                answer=LeaseView,
+                status=201,
+                errors=(503,),
+            ),
+            Endpoint(
+                method="DELETE",
+                path="/v1/leases/{lease:[0-9a-f]{32}}",
+                handler=self.unlease,
+                summary="Give a sandbox back",
+                status=204,
+                errors=(404,),
+            ),
+        )
+
+    async def execute(self, request: web.Request) -> web.Response:
+        """Run a command in a sandbox of its own, which is gone afterwards."""
+        asked = await read_body(request, ExecRequest)
+        lease = await self.broker.acquire("exec", asked.timeout_s + EXEC_LEASE_SLACK_S)
+        try:
+            await self.ledger.append(
+                "sandbox.exec", lease.sandbox, f"{asked.argv[0][:80]} was run", arguments=len(asked.argv)
+            )
+            result = await self.toolbox.call(
+                self.layout.sandboxes / lease.sandbox / TOOL_SOCKET,
+                "bash",
+                {"command": shlex.join(asked.argv), "timeout_s": asked.timeout_s},
+                timeout_s=asked.timeout_s,
+            )
+        finally:
+            await asyncio.shield(self.broker.release(lease.id))
+        try:
+            return json_response(ExecResult(**result, sandbox=lease.sandbox))
+        except (TypeError, ValueError) as error:
+            raise ToolCallError(f"the tool runner's result has another form: {str(result)[:200]}") from error
+
+    async def lease(self, request: web.Request) -> web.Response:
+        """Lend a sandbox."""
+        asked = await read_body(request, LeaseRequest)
+        lease = await self.broker.acquire(asked.session, asked.ttl_s)
+        return json_response(LeaseView(lease=lease.id, socket=lease.socket, expires_at=lease.expires_at), 201)
+
+    async def unlease(self, request: web.Request) -> web.Response:
+        """Take it back."""
+        await self.broker.release(request.match_info["lease"])
+        return web.Response(status=204)
