@@ -42,6 +42,7 @@ from loopd.loading import OllamaLoader, own
 from loopd.logs import configure_logs
 from loopd.metrics import Metrics, build_metrics
 from loopd.notify import Notifier
+from loopd.policy import policy_of
 from loopd.registry import Registry
 from loopd.restarts import Restarts
 from loopd.rollout import Rollouts, Runner
@@ -161,7 +162,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
         )
         registry = Registry(database)
         ledger = Ledger(database)
-        rollouts = Rollouts(database, registry, ledger)
+        rollouts = Rollouts(database, registry, ledger, policy=policy_of(settings.rollout))
         journal = Journal(database, epoch=await registry.raise_epoch())
         loader = OllamaLoader(settings, engine, session)
         routing = Routing.over(registry, engine, traffic)
@@ -344,6 +345,7 @@ async def run(settings: Settings, images: ImageSet, host: Host, stop: asyncio.Ev
                 mode=0o600,
             )
         )
+        await parts.ledger.append("loopd.started", "loopd", "it was started")
         await stack.enter_async_context(
             serve_unix(
                 build_app(parts.routes.leases(), parts.metrics, token=None, body_bytes=64 << 10),
@@ -352,7 +354,6 @@ async def run(settings: Settings, images: ImageSet, host: Host, stop: asyncio.Ev
                 uid=AGENT_UID,
             )
         )
-        await parts.ledger.append("loopd.started", "loopd", "it was started")
         tasks = [asyncio.create_task(work(), name=name) for name, work in parts.background]
         stopping = asyncio.create_task(stop.wait(), name="stop")
         host.notifier.ready(f"control API on 127.0.0.1:{settings.control_port}")
