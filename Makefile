@@ -58,6 +58,13 @@ bench: dev ## Measure: BENCH=routing, BENCH=footprint; the last line is one JSON
 	@test -f 'bench/$(BENCH).py' || { echo "which? BENCH= one of: $(basename $(notdir $(wildcard bench/*.py)))" >&2; exit 2; }
 	@tools/as-root $(DEV)/python bench/$(BENCH).py </dev/null
 
+FUZZ_RUNS ?= 50000
+FUZZ_SALT ?= 1
+.PHONY: fuzz
+fuzz: dev ## Read FUZZ_RUNS broken model files, within bounds; the last line is one JSON object.
+	@LOOPBOX_FUZZ_EXAMPLES=500 $(DEV)/python -m pytest daemon/tests/test_gguf_mutants.py -q -p no:cacheprovider >&2
+	@$(DEV)/python tests/fuzz/runner.py --runs $(FUZZ_RUNS) --salt $(FUZZ_SALT)
+
 .PHONY: lock
 lock: ## Write the hash-pinned requirement files anew from pyproject.toml.
 	@tools/lock

@@ -120,6 +120,7 @@ async def open_haproxy() -> AsyncIterator[RealHaproxy]:
         max_body_bytes=100_000,
         run_dir=str(directory),
         request_s=2,
+        hold_s=1,
     )
     gateway = HaproxyGateway(lambda: real.config, directory, check=check_here, uid=None)
     real = RealHaproxy(directory, config, gateway)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
+import math
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +23,18 @@ import aiohttp
 import structlog
 from aiohttp import web
 
+from loopd.admission import no_gpu, read_capacity
 from loopd.api.routes import Routes
 from loopd.api.web import METRICS, TOKEN, Endpoint, answer_errors, correlate, guard
 from loopd.auth import Token, ensure_token
+from loopd.backup_schedule import Backups
+from loopd.backups import open_shelf
+from loopd.bake import Baker
+from loopd.blobs import Blobs
+from loopd.collect import Collector
 from loopd.config import ConfigError, Settings, load_settings
 from loopd.docker_engine import Connection, DockerEngine
+from loopd.endure import endure
 from loopd.engine import Engine
 from loopd.errors import LoopdError
 from loopd.gateway import Gateway, Route
@@ -39,18 +46,21 @@ from loopd.intake import Intake
 from loopd.journal import Journal
 from loopd.ledger import Ledger
 from loopd.loading import OllamaLoader, own
+from loopd.lock import sole_owner
 from loopd.logs import configure_logs
 from loopd.metrics import Metrics, build_metrics
 from loopd.notify import Notifier
 from loopd.policy import policy_of
 from loopd.registry import Registry
 from loopd.restarts import Restarts
-from loopd.rollout import Rollouts, Runner
+from loopd.rollout import Rollouts
 from loopd.routing import Routing
+from loopd.runner import RunLimits, Runner
 from loopd.sandbox import Broker, Leases
 from loopd.state import StateError, open_database
 from loopd.status import Status
 from loopd.supervise import Supervisor
+from loopd.tap import open_tap
 from loopd.toolbox import Toolbox
 from loopd.units import AGENT_UID, GATEWAY_UID, Layout, agent_unit, engine_unit, gateway_unit, layout_of
 from loopd.watch import Watcher
@@ -107,19 +117,6 @@ def make_directories(layout: Layout) -> None:
             ) from error
 
 
-@contextlib.contextmanager
-def sole_owner(layout: Layout) -> Iterator[None]:
-    """Hold the lock of the home directory; it ends with the process. Raises ConfigError when another loopd has it."""
-    with (layout.home / "loopd.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another loopd runs on {layout.home}; `loopctl status` asks it. Stop it first, or set home"
-            ) from error
-        yield
-
-
 def open_gateway(settings: Settings, engine: Engine, image: str) -> HaproxyGateway:
     """Return the gateway's driver; a new configuration is checked by HAProxy itself, in the gateway's own image."""
 
@@ -129,6 +126,7 @@ def open_gateway(settings: Settings, engine: Engine, image: str) -> HaproxyGatew
             internal_address=engine.internal_address,
             internal_port=settings.internal_port,
             max_body_bytes=settings.max_body_bytes,
+            hold_s=math.ceil(settings.hold_s),
         )
 
     async def check_config(path: Path) -> None:
@@ -153,8 +151,9 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
     """
     layout = layout_of(settings)
     metrics = build_metrics()
+    shelf = open_shelf(settings)
     async with contextlib.AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_database(layout.state))
+        database = await stack.enter_async_context(open_database(layout.state, shelf))
         engine, traffic, notifier = host.engine, host.gateway, host.notifier
         stack.push_async_callback(engine.close)
         session = await stack.enter_async_context(
@@ -200,7 +199,21 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             gateway=traffic,
             routing=routing,
             metrics=metrics,
-            drain_s=settings.rollout.drain_s,
+            baker=Baker(
+                engine=engine,
+                gateway=traffic,
+                loader=loader,
+                tap=lambda heard: open_tap(layout.gateway, heard, uid=GATEWAY_UID),
+                limits=settings.rollout.analysis,
+            ),
+            capacity=lambda: read_capacity(no_gpu),
+            limits=RunLimits(
+                drain_s=settings.rollout.drain_s,
+                threads=settings.threads,
+                parallel=settings.engine_parallel,
+                reserve_bytes=settings.rollout.reserve_bytes,
+                in_place=settings.rollout.swap_in_place,
+            ),
         )
         broker = Broker(
             settings=settings,
@@ -212,6 +225,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             toolbox=toolbox,
             image=images.toolrunner,
         )
+        blobs = Blobs(layout)
         intake = Intake(
             layout=layout,
             registry=registry,
@@ -222,6 +236,17 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             inspect=check,
             num_ctx=settings.num_ctx,
             max_model_bytes=settings.max_model_bytes,
+            blobs=blobs,
+            public_key=settings.registry.public_key,
+        )
+        backups = Backups(shelf=shelf, ledger=ledger, every_s=settings.backup.every_s)
+        collector = Collector(
+            layout=layout,
+            blobs=blobs,
+            registry=registry,
+            rollouts=rollouts,
+            ledger=ledger,
+            settings=settings.registry,
         )
         watcher = Watcher(
             directory=layout.incoming,
@@ -242,6 +267,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             broker=broker,
             metrics=metrics,
             started_at=datetime.now(UTC),
+            trouble=lambda: database.trouble,
         )
         routes = Routes(
             status=status,
@@ -252,6 +278,8 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             toolbox=toolbox,
             metrics=metrics,
             layout=layout,
+            collector=collector,
+            backups=backups,
         )
         yield Parts(
             settings=settings,
@@ -265,6 +293,8 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 ("rollouts", runner.run_forever),
                 ("sandboxes", broker.run_forever),
                 ("incoming", watcher.run_forever),
+                ("collection", collector.run_forever),
+                ("backups", backups.run_forever),
             ),
         )
 
@@ -354,7 +384,7 @@ async def run(settings: Settings, images: ImageSet, host: Host, stop: asyncio.Ev
                 uid=AGENT_UID,
             )
         )
-        tasks = [asyncio.create_task(work(), name=name) for name, work in parts.background]
+        tasks = [asyncio.create_task(endure(name, work), name=name) for name, work in parts.background]
         stopping = asyncio.create_task(stop.wait(), name="stop")
         host.notifier.ready(f"control API on 127.0.0.1:{settings.control_port}")
         try:
@@ -367,7 +397,8 @@ async def run(settings: Settings, images: ImageSet, host: Host, stop: asyncio.Ev
             for task in [*tasks, stopping]:
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
-        await parts.ledger.append("loopd.stopped", "loopd", "it was asked to stop; containers serve on")
+        with contextlib.suppress(StateError):  # a full disk must not make a wanted end a failed one
+            await parts.ledger.append("loopd.stopped", "loopd", "it was asked to stop; containers serve on")
     log.info("loopd.ended")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -112,6 +113,13 @@ class RolloutSettings(BaseModel):
     check_s: Annotated[float, Field(gt=0, le=3600)] = 120.0  #: all golden prompts together
     drain_s: Annotated[float, Field(gt=0, le=86400)] = 600.0  #: streams in flight on the old release
     analysis: AnalysisSettings = AnalysisSettings()
+
+    @field_validator("canary")
+    @classmethod
+    def _rising(cls, value: tuple[CanaryStep, ...]) -> tuple[CanaryStep, ...]:
+        if any(later.percent <= earlier.percent for earlier, later in pairwise(value)):
+            raise ValueError("each step's percent must be more than the one's before")
+        return value
 
 
 class SuperviseSettings(BaseModel):

@@ -122,6 +122,10 @@ class DockerEngine:
         """Return all our instances."""
         return await self._call(self._observe)
 
+    async def weigh(self, unit: str, weight: int) -> None:
+        """Change the container's CPU shares."""
+        await self._call(self._weigh, unit, weight)
+
     async def signal(self, unit: str, name: str) -> None:
         """Send a signal."""
         await self._call(self._signal, unit, name)
@@ -243,6 +247,7 @@ class DockerEngine:
             init=True,
             pids_limit=unit.limits.pids,
             mem_limit=unit.limits.memory_bytes,
+            cpu_shares=unit.limits.weight,
             memswap_limit=unit.limits.memory_bytes,
             nano_cpus=int(unit.limits.cpus * 1e9) if unit.limits.cpus else None,
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
@@ -288,6 +293,10 @@ class DockerEngine:
             oom_killed=bool(state.get("OOMKilled")),
             error=str(state.get("Error") or ""),
         )
+
+    def _weigh(self, unit: str, weight: int) -> None:
+        if (container := self._find(unit)) is not None:
+            container.update(cpu_shares=weight)
 
     def _signal(self, unit: str, name: str) -> None:
         container = self._find(unit)

@@ -83,6 +83,11 @@ class DockerImages:
             told: dict[str, Any] = self._client.info()  # Any: the API's JSON
         return Version(str(told.get("ServerVersion", "")), Path(str(told.get("DockerRootDir", "/var/lib/docker"))))
 
+    def details(self) -> dict[str, Any]:  # Any: the API's JSON
+        """Return everything the engine tells of itself."""
+        with _asked("ask how it is"):
+            return dict(self._client.info())
+
     def has(self, tag: str) -> bool:
         """Tell whether an image is on this host."""
         with _asked(f"look for {tag}"):

@@ -56,6 +56,7 @@ class Limits:
     memory_bytes: int
     cpus: float | None = None  #: cores; None: not limited
     pids: int = 512
+    weight: int = 1024  #: of CPU time beside others when there is not enough for all; 2..262144
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +169,10 @@ class Engine(Protocol):
         """Yield events for ever; a Relist first and after every gap."""
         ...
 
+    async def weigh(self, unit: str, weight: int) -> None:
+        """Give a running unit another weight of CPU time than its limits say, until its end; absent is fine."""
+        ...
+
     async def signal(self, unit: str, name: str) -> None:
         """Send a signal such as ``SIGUSR2``. Raises NotFoundError when it does not run."""
         ...
@@ -190,6 +195,7 @@ class InMemoryEngine:
     instances: dict[str, Instance] = field(default_factory=dict)
     job_result: JobResult = field(default_factory=lambda: JobResult(exit_code=0, output=""))
     signals: list[tuple[str, str]] = field(default_factory=list)
+    weights: dict[str, int] = field(default_factory=dict)  #: by unit, as weigh() set them
     internal_address: str = "127.0.0.1"
     _made: int = 0
     _watchers: list[asyncio.Queue[Event | Relist]] = field(default_factory=list)
@@ -251,6 +257,12 @@ class InMemoryEngine:
                 yield await queue.get()
         finally:
             self._watchers.remove(queue)
+
+    async def weigh(self, unit: str, weight: int) -> None:
+        """Record the weight."""
+        self._require_up()
+        if unit in self.instances:
+            self.weights[unit] = weight
 
     async def signal(self, unit: str, name: str) -> None:
         """Record the signal."""

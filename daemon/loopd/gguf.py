@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from loopd.gguf_adapter import AdapterSummary, check_adapter, is_adapter
 from loopd.gguf_layout import Layout, Source, read_layout
 from loopd.gguf_metadata import Metadata, check_kind, check_shape, check_vocabulary
 from loopd.gguf_types import FILE_TYPES, GgufError, Limits
 from loopd.gguf_weights import check_weights
 
-__all__ = ["GgufError", "Limits", "Summary", "inspect", "main"]
+__all__ = ["AdapterSummary", "GgufError", "Limits", "Summary", "examine", "inspect", "main"]
 
 EXIT_REFUSED: Final = 65
 EXIT_USAGE: Final = 64
@@ -56,6 +57,16 @@ class Summary:
 
 
 def inspect(path: Path, limits: Limits = Limits()) -> Summary:  # noqa: B008 - frozen, all fields are numbers
+    """Read and check a model. Raises GgufError as ``examine`` does, and "not_a_model" for an adapter."""
+    summary = examine(path, limits)
+    if isinstance(summary, AdapterSummary):
+        raise GgufError(
+            "not_a_model", "general.type is 'adapter': not a model by itself; give it with the base it was trained on"
+        )
+    return summary
+
+
+def examine(path: Path, limits: Limits = Limits()) -> Summary | AdapterSummary:  # noqa: B008 - as above
     """Read and check a GGUF file (version 2 or 3, little-endian), at most ``limits.samples`` places of its weights.
 
     Raises GgufError; its code is "truncated", with expected_bytes and actual_bytes, when the file may still be growing.
@@ -73,20 +84,25 @@ def inspect(path: Path, limits: Limits = Limits()) -> Summary:  # noqa: B008 - f
         os.close(fd)
 
 
-def _inspect(fd: int, file_name: str, limits: Limits) -> Summary:
+def _inspect(fd: int, file_name: str, limits: Limits) -> Summary | AdapterSummary:
     before = os.fstat(fd)
     if not stat.S_ISREG(before.st_mode):
         raise GgufError("not_a_file", f"{file_name} is not a regular file; copy the model itself into the directory")
     source = Source(fd, before.st_size, limits)
-    layout = read_layout(source, limits)
-    metadata = Metadata(layout, limits)
-    check_kind(metadata)
-    context, blocks, width = check_shape(metadata)
-    vocabulary = check_vocabulary(metadata, source, width)
-    check_weights(source, layout, limits)
+    metadata = Metadata(read_layout(source, limits), limits)
+    summary = check_adapter(metadata) if is_adapter(metadata) else _model(source, metadata)
+    check_weights(source, metadata.layout, limits)
     after = os.fstat(fd)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise GgufError("changed_while_read", f"{file_name} was written to while it was read; it is looked at again")
+    return summary
+
+
+def _model(source: Source, metadata: Metadata) -> Summary:
+    check_kind(metadata)
+    context, blocks, width = check_shape(metadata)
+    vocabulary = check_vocabulary(metadata, source, width)
+    layout = metadata.layout
     eos = metadata.find_count(f"{_TOKENIZER}eos_token_id")
     eot = metadata.find_count(f"{_TOKENIZER}eot_token_id")
     return Summary(
@@ -99,7 +115,7 @@ def _inspect(fd: int, file_name: str, limits: Limits) -> Summary:
         tensor_count=len(layout.tensors),
         parameter_count=sum(tensor.elements for tensor in layout.tensors),
         file_type=_file_type(metadata),
-        size_bytes=before.st_size,
+        size_bytes=layout.size,
         tokenizer_model=metadata.text(f"{_TOKENIZER}model"),
         tokenizer_pre=metadata.find_text(f"{_TOKENIZER}pre"),
         chat_template=metadata.find_text("tokenizer.chat_template"),
@@ -138,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write("usage: python -m loopd.gguf PATH\n")
         return EXIT_USAGE
     try:
-        answer: dict[str, object] = asdict(inspect(Path(paths[0])))
+        answer: dict[str, object] = asdict(examine(Path(paths[0])))
         status = 0
     except GgufError as error:
         answer = {

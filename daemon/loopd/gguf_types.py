@@ -15,6 +15,18 @@ MIB: Final = 1 << 20
 COPY_AGAIN: Final = "copy or convert the file again"
 
 
+_UNFINISHED: Final = frozenset(
+    [
+        "truncated",
+        "changed_while_read",
+        "still_written",
+        "adapter_without_base",
+        "adapter_missing",
+        "base_missing",
+    ]
+)
+
+
 class GgufError(LoopdError):
     """A model file is not fit to be loaded; it was only read, nothing was changed and nothing was loaded."""
 
@@ -37,8 +49,8 @@ class GgufError(LoopdError):
 
     @property
     def unfinished(self) -> bool:
-        """True when the file looks like one that is still being copied: look again when it has grown."""
-        return self.code in {"truncated", "changed_while_read"}
+        """True when the file looks like one that is still being copied, or that waits for another: look again."""
+        return self.code in _UNFINISHED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,8 +35,12 @@ def check_weights(source: Source, layout: Layout, limits: Limits) -> None:
                     f"conversion went wrong, or the copy did; convert the model again",
                 )
             zero = zero and not any(sample)
-        # Biases may rightly be all zero; a weight matrix or the last norm can't.
-        if zero and (len(tensor.dims) >= _MATRIX or tensor.name == "output_norm.weight"):
+        # Biases may rightly be all zero, and one half of a LoRA pair begins so; a weight matrix or the last norm can't.
+        if (
+            zero
+            and not tensor.name.endswith(".lora_b")
+            and (len(tensor.dims) >= _MATRIX or tensor.name == "output_norm.weight")
+        ):
             raise GgufError(
                 "weights_all_zero", f"tensor {tensor.name} is all zeros where it was looked at; {COPY_AGAIN}"
             )

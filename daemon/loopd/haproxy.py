@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loopd.errors import LoopdError
 from loopd.gateway import Applied, GatewayDownError, Pool, Route, Server, poll_idle, really_set
-from loopd.haproxy_config import GatewayConfig, description_of, frame_of, render
+from loopd.haproxy_config import HOLD_FILE, GatewayConfig, description_of, frame_of, hold_script, render
 from loopd.haproxy_runtime import (
     RELOAD,
     SHOW_INFO,
@@ -144,7 +144,9 @@ class HaproxyGateway:
             return False
         changed = old is None or frame_of(old) != frame_of(text)
         draft = self.directory / f"{FILE}.new"
+        script = self.directory / HOLD_FILE
         try:
+            await asyncio.to_thread(self._write, script, hold_script(self.config()))
             await asyncio.to_thread(self._write, draft, text)
             if changed:
                 await self.check(draft)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loopd.gateway import POOLS, Pool, Route, route_weights
+from loopd.tap import LINE_BYTES
+from loopd.tap import SOCKET as TAP_FILE
 
 PROBES: dict[Pool, str] = {"engine": "/api/version", "agent": "/health"}
 # A crash refuses the connection at once, so a dead server is out after one probe and one quick second look: 0.6 s.
@@ -37,6 +39,9 @@ BUFFER_BYTES = 16384  # HAProxy's own default: a request's headers, and what of 
 # together are so much below BUFFER_BYTES that a full buffer can never look like a whole body.
 UNSIZED_BODY_BYTES = 8192
 UNSIZED_HEADER_BYTES = 4096
+
+HOLD_FILE = "hold.lua"
+HOLD_LOOK_MS = 25
 
 SERVER_INDENT = "    server "
 
@@ -68,6 +73,7 @@ class GatewayConfig:
     client_s: int = 60  #: longest silence of a client that owes bytes of its request, or takes none of its answer
     request_s: int = 10  #: for a client to send headers, and as long again for a body that fits the buffer
     queue_s: int = 30
+    hold_s: int = 30  #: how long requests wait while no engine is ready; 0: they get a 503 at once
     tunnel_s: int = 3600  #: longest silence of a WebSocket
     drain_s: int = 3600  #: how long streams outlive a reload
     max_connections: int = 2048  #: of clients; a quarter as many come on top for the agent. Worst case 100 KB each
@@ -80,7 +86,8 @@ def render(config: GatewayConfig, routes: Sequence[Route]) -> str:
 
 def description_of(config: GatewayConfig) -> str:
     """Return what a HAProxy that runs with these settings says it is; another answer calls for a reload."""
-    return f"loopbox-{hashlib.sha256(_render(config, (), '').encode()).hexdigest()[:16]}"
+    text = _render(config, (), "") + hold_script(config)
+    return f"loopbox-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _render(config: GatewayConfig, routes: Sequence[Route], description: str) -> str:
@@ -93,6 +100,18 @@ def _render(config: GatewayConfig, routes: Sequence[Route], description: str) ->
     }
     backends = [_backend(pool, servers[pool]) for pool in POOLS]
     return "\n".join([_global(config, description), _defaults(config), *frontends, *backends])
+
+
+def hold_script(config: GatewayConfig) -> str:
+    """Return the script by which requests wait for an engine: while one is swapped in place, or comes back."""
+    return f"""-- Written by loopd; changes are overwritten.
+core.register_action("hold", {{"http-req"}}, function(txn)
+    local last = core.now().sec + {config.hold_s}
+    while txn.f:nbsrv("engine") == 0 and core.now().sec < last do
+        core.msleep({HOLD_LOOK_MS})
+    end
+end, 0)
+"""
 
 
 def frame_of(text: str) -> str:
@@ -135,6 +154,7 @@ global
     stats socket {config.run_dir}/admin.sock mode 600 level admin expose-fd listeners
     stats timeout 10s
     stats maxconn 32
+    lua-load {config.run_dir}/{HOLD_FILE}
     close-spread-time infinite
     hard-stop-after {config.drain_s}s
 """
@@ -189,7 +209,8 @@ def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
     return f"""frontend {name}
     bind {address}:{port} proto h1
     maxconn {most}
-    log stdout format raw local0 info
+    log stdout len {LINE_BYTES} format raw local0 info
+    log {config.run_dir}/{TAP_FILE} len {LINE_BYTES} format raw local0 info
     log-format '{_LOG}'
     unique-id-format %[uuid()]
     http-request set-var(txn.cid) unique-id
@@ -215,6 +236,7 @@ def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
     acl long_body req.body_size ge {UNSIZED_BODY_BYTES}
     acl long_body req.hdrs,length gt {UNSIZED_HEADER_BYTES}
     http-request return status 411 {_JSON} {unsized} if !sized long_body {{ req.body_size gt 0 }}
+    http-request lua.hold if{" !agent" if public else ""} !{{ stopping }} {{ nbsrv(engine) eq 0 }}
     use_backend handover_{name} if {{ stopping }}
 {"    use_backend agent if agent" if public else ""}
     default_backend engine

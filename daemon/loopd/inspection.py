@@ -1,7 +1,7 @@
 """inspection: owns the disposable process in which an untrusted model file is read.
 
 Whatever a file does to its reader, it does to a process with no environment, no inherited descriptors, bounded memory
-and time, and no right to write; loopd sees a Summary or a GgufError.
+and time, and no right to write; loopd sees a Summary, an AdapterSummary or a GgufError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from loopd.gguf import EXIT_REFUSED, Summary
+from loopd.gguf import EXIT_REFUSED, AdapterSummary, Summary
 from loopd.gguf_types import MIB, GgufError
 
 _PACKAGES: Final = str(Path(__file__).resolve().parent.parent)
@@ -37,7 +37,9 @@ sys.path.append(packages)
 from loopd.gguf import main
 sys.exit(main([path]))
 """
-_SUMMARY: Final = TypeAdapter(Summary)
+#: The two share no set of required fields, so one answer fits one of them only.
+_SUMMARY: Final[TypeAdapter[Summary | AdapterSummary]] = TypeAdapter(Summary | AdapterSummary)
+Inspected = Summary | AdapterSummary
 
 
 class _Defect(BaseModel):
@@ -53,7 +55,7 @@ class _Refusal(BaseModel):
     error: _Defect
 
 
-async def check(path: Path, *, timeout_s: float = 10.0, memory_bytes: int = 256 * MIB, boot: str = _BOOT) -> Summary:
+async def check(path: Path, *, timeout_s: float = 10.0, memory_bytes: int = 256 * MIB, boot: str = _BOOT) -> Inspected:
     """Inspect a model file in a process of its own; seconds and bytes bound that process. ``boot`` is for tests.
 
     Raises GgufError with the file's own defect, or "inspection_timeout", or "inspection_crashed".
@@ -97,7 +99,7 @@ async def _read(process: asyncio.subprocess.Process) -> bytes:
     return bytes(answer)
 
 
-def parse_answer(name: str, status: int, answer: bytes) -> Summary:
+def parse_answer(name: str, status: int, answer: bytes) -> Inspected:
     """Turn the exit status and output of an inspection into its Summary. Raises GgufError."""
     try:
         if status == 0:

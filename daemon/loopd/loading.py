@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Protocol
 
 import aiohttp
 
+from loopd import golden
+from loopd.blobs import Blobs, lend, take_back
 from loopd.config import Settings
 from loopd.engine import Engine, Instance, StartFailedError
-from loopd.errors import LoopdError
 from loopd.ollama import EngineAnswerError, Ollama
 from loopd.release import Release
 from loopd.units import ENGINE_PORT, ENGINE_UID, engine_unit, layout_of
-
-
-class BlobMissingError(LoopdError):
-    """The release's weights are not on this host any more."""
-
-    code = "blob_missing"
 
 
 class Loader(Protocol):
@@ -42,6 +38,20 @@ class Loader(Protocol):
 
     async def check(self, release: Release, address: str) -> float:
         """Ask the golden prompts; return tokens a second. Raises GoldenError."""
+        ...
+
+    async def recheck(self, address: str, *, timeout_s: float) -> float:
+        """Ask one short golden prompt while traffic flows; return tokens a second. Raises GoldenError.
+
+        An engine that does not answer in time raises EngineAnswerError.
+        """
+        ...
+
+    async def probe(self, address: str, *, timeout_s: float) -> float:
+        """Generate one token; return the seconds it took. Raises EngineAnswerError, after ``timeout_s`` at the latest.
+
+        The one sign of life that counts: an engine in a deadlock still answers its status pages.
+        """
         ...
 
     async def remove(self, release_id: str, unit: str) -> None:
@@ -76,21 +86,31 @@ class OllamaLoader:
         alias = self._settings.model_alias
         if alias in await ollama.loaded(timeout_s=limit):
             return 0.0
-        blob = layout_of(self._settings).blob(release.gguf_sha256)
-        # The engine sets the time of the blob it makes a model of, for which it must own it; only for that moment.
-        await asyncio.to_thread(own, blob, ENGINE_UID)
+        paths = [layout_of(self._settings).blob(sha256) for sha256, _ in release.blobs]
+        # The engine sets the time of the blobs it makes a model of, for which it must own them; only for that moment.
+        sealed = await asyncio.to_thread(lend, paths, ENGINE_UID)
         try:
             await ollama.create(alias, release, threads=self._settings.threads, timeout_s=limit)
         finally:
-            await asyncio.to_thread(own, blob, 0)
+            await asyncio.to_thread(take_back, paths, sealed)
         return (await ollama.generate(alias, "Hello", tokens=1, timeout_s=limit)).tokens_per_s
 
     async def check(self, release: Release, address: str) -> float:
         """Ask the golden prompts."""
         del release
-        ollama = self._ollama(address)
-        answer = await ollama.golden(self._settings.model_alias, timeout_s=self._settings.rollout.check_s)
-        return answer.tokens_per_s
+        return await self._ollama(address).golden(self._settings.model_alias, timeout_s=self._settings.rollout.check_s)
+
+    async def recheck(self, address: str, *, timeout_s: float) -> float:
+        """Ask one short golden prompt."""
+        return await self._ollama(address).golden_probe(
+            self._settings.model_alias, golden.PROBE, tokens=golden.PROBE_TOKENS, timeout_s=timeout_s
+        )
+
+    async def probe(self, address: str, *, timeout_s: float) -> float:
+        """Generate one token."""
+        begun = time.monotonic()
+        await self._ollama(address).generate(self._settings.model_alias, "Hi", tokens=1, timeout_s=timeout_s)
+        return time.monotonic() - begun
 
     async def remove(self, release_id: str, unit: str) -> None:
         """Remove the container."""
@@ -110,20 +130,22 @@ class OllamaLoader:
         The link is root's and read-only: the engine reads it and cannot change it. Directories are the engine's.
         """
         layout = layout_of(self._settings)
-        blob = layout.blob(release.gguf_sha256)
         home = layout.engines / release.short
-        target = home / "blobs" / f"sha256-{release.gguf_sha256}"
-        for directory in (home, home / "blobs"):
-            directory.mkdir(mode=0o700, exist_ok=True)
-            own(directory, ENGINE_UID)
-        if not blob.is_file():
-            raise BlobMissingError(
-                f"the weights of release {release.short} are gone ({blob}). What serves was not touched; "
-                "drop the file into models/incoming again"
-            )
-        if not target.exists():
-            target.unlink(missing_ok=True)
-            os.link(blob, target)
+        try:
+            for directory in (home, home / "blobs"):
+                directory.mkdir(mode=0o700, exist_ok=True)
+                own(directory, ENGINE_UID)
+            for sha256, size in release.blobs:
+                blob = Blobs(layout).ensure(sha256, size, whose=release.short)
+                target = home / "blobs" / f"sha256-{sha256}"
+                if not target.exists() or not target.samefile(blob):
+                    target.unlink(missing_ok=True)
+                    os.link(blob, target)
+        except OSError as error:
+            raise StartFailedError(
+                f"the engine's directory of release {release.short} cannot be made: {error}. What serves was not "
+                "touched; free some disk (`loopctl releases gc`), then promote it"
+            ) from error
 
 
 def own(path: Path, uid: int) -> None:

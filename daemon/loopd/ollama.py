@@ -14,20 +14,13 @@ from typing import Any
 import aiohttp
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from loopd import golden
 from loopd.errors import UnavailableError
+from loopd.golden import Token
 from loopd.release import Release
 
 POLL_S = 0.02
 ANSWER_BYTES = 4 << 20
-
-GOLDEN_PROMPT = "Write one short sentence about the sea."
-GOLDEN_TOKENS = 16
-GOLDEN_SCHEMA = {
-    "type": "object",
-    "properties": {"ok": {"type": "boolean"}},
-    "required": ["ok"],
-    "additionalProperties": False,
-}
 
 
 class EngineAnswerError(UnavailableError):
@@ -42,6 +35,13 @@ class GoldenError(EngineAnswerError):
     code = "golden_failed"
 
 
+class _Logprob(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    token: str = ""
+    logprob: float
+
+
 class Generated(BaseModel):
     """An answer of /api/generate; durations in nanoseconds."""
 
@@ -49,9 +49,15 @@ class Generated(BaseModel):
 
     response: str = ""
     done: bool = False
-    eval_count: int = 0
+    eval_count: int = 0  #: the engine leaves it out when it stops an answer that repeats one token
     eval_duration: int = 0
     load_duration: int = 0
+    logprobs: tuple[_Logprob, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The generated tokens, when they were asked for."""
+        return tuple(Token(entry.token, entry.logprob) for entry in self.logprobs)
 
     @property
     def tokens_per_s(self) -> float:
@@ -95,13 +101,17 @@ class Ollama:
             "stop": list(release.stop),
             **dict(release.sampling),
         }
-        body = {
+        body: dict[str, Any] = {  # Any: a JSON body
             "model": alias,
             "files": {"model.gguf": f"sha256:{release.gguf_sha256}"},
             "template": release.template,
             "parameters": parameters,
             "stream": False,
         }
+        if release.adapters:
+            body["adapters"] = {f"adapter-{n}.gguf": f"sha256:{one.sha256}" for n, one in enumerate(release.adapters)}
+        if release.system:
+            body["system"] = release.system
         answer = await self._ask("POST", "/api/create", body, timeout_s=timeout_s)
         if answer.get("status") != "success":
             raise EngineAnswerError(f"the engine could not make the model: {answer}")
@@ -113,7 +123,7 @@ class Ollama:
         *,
         tokens: int,
         timeout_s: float,
-        schema: dict[str, Any] | None = None,  # Any: a JSON schema
+        schema: dict[str, object] | None = None,
     ) -> Generated:
         """Generate greedily with a fixed seed; stays loaded. Raises EngineAnswerError."""
         body: dict[str, Any] = {  # Any: a JSON body
@@ -121,6 +131,7 @@ class Ollama:
             "prompt": prompt,
             "stream": False,
             "keep_alive": -1,
+            "logprobs": True,
             "options": {"num_predict": tokens, "temperature": 0, "seed": 1},
         }
         if schema is not None:
@@ -134,21 +145,25 @@ class Ollama:
             raise EngineAnswerError("the engine ended an answer before it was done")
         return generated
 
-    async def golden(self, alias: str, *, timeout_s: float) -> Generated:
-        """Ask the golden prompts; return the free answer. Raises GoldenError naming the one that failed."""
-        free = await self.generate(alias, GOLDEN_PROMPT, tokens=GOLDEN_TOKENS, timeout_s=timeout_s)
-        if free.eval_count < 1:
-            raise GoldenError("golden prompt: the candidate generated no token")
+    async def golden(self, alias: str, *, timeout_s: float) -> float:
+        """Ask the golden prompts; return tokens a second. Raises GoldenError naming the one that failed."""
+        speeds = [
+            await self.golden_probe(alias, prompt, tokens=golden.TOKENS, timeout_s=timeout_s)
+            for prompt in golden.PROMPTS
+        ]
         bound = await self.generate(
-            alias, "Answer in JSON: are you ready?", tokens=64, timeout_s=timeout_s, schema=GOLDEN_SCHEMA
+            alias, golden.BOUND_PROMPT, tokens=golden.BOUND_TOKENS, timeout_s=timeout_s, schema=golden.SCHEMA
         )
-        try:
-            parsed = json.loads(bound.response)
-        except ValueError as error:
-            raise GoldenError(f"golden prompt: not JSON under a schema: {bound.response[:200]!r}") from error
-        if not isinstance(parsed, dict) or not isinstance(parsed.get("ok"), bool):
-            raise GoldenError(f"golden prompt: the schema was not obeyed: {bound.response[:200]!r}")
-        return free
+        if fault := golden.judge_bound(bound.response):
+            raise GoldenError(f"golden prompt {golden.BOUND_PROMPT!r}: {fault}")
+        return max(speeds)
+
+    async def golden_probe(self, alias: str, prompt: str, *, tokens: int, timeout_s: float) -> float:
+        """Ask one golden prompt; return tokens a second. Raises GoldenError."""
+        answer = await self.generate(alias, prompt, tokens=tokens, timeout_s=timeout_s)
+        if fault := golden.judge(answer.response, answer.tokens):
+            raise GoldenError(f"golden prompt {prompt!r}: {fault}; it answered {answer.response[:80]!r}")
+        return answer.tokens_per_s
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float) -> dict[str, Any]:
         """Return the parsed answer. Any: JSON objects, taken apart by the callers."""

@@ -1,54 +1,28 @@
-"""rollout: owns a rollout's record and the runner that brings one after the other to its end.
-
-Only one is active. The runner observes, plans, does the first step through the journal, and observes again, so a
-kill between any two steps needs no special case.
-"""
+"""rollout: owns the rollouts' records: which one waits, which one is under way, how each ended. Only one is active."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sqlite3
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import Literal
 
-import structlog
-
-from loopd.engine import Engine, EngineDownError, InstanceState
-from loopd.errors import ConflictError, LoopdError, NotFoundError, UnavailableError
-from loopd.gateway import Gateway, GatewayDownError
-from loopd.journal import Journal, StaleEpochError
+from loopd.admission import Admission
+from loopd.errors import ConflictError, NotFoundError
 from loopd.ledger import Ledger
-from loopd.loading import Loader
-from loopd.metrics import Metrics
-from loopd.plan import ENDED, Observed, Phase, plan_rollout
+from loopd.plan import Phase, Strategy
 from loopd.policy import INSTANT, Policy
 from loopd.registry import Registry
-from loopd.release import Release, engine_unit
-from loopd.routing import Routing
+from loopd.release import Release
 from loopd.state import Database, now
-from loopd.steps import Check, Conclude, Drain, Load, Promote, Retire, Shift, Start, Step, kind
-
-HOST = "local"
-RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-MOST_STARTS = 3  # a candidate whose container dies more often than this is given up
 
 Kind = Literal["rollout", "rollback"]
-Strategy = Literal["", "beside", "in_place"]  # '': not admitted yet
-
-log = structlog.get_logger("loopd.rollout")
 
 
 class NoRollbackError(ConflictError):
     """There is no earlier release to go back to."""
 
     code = "no_rollback"
-
-
-class CandidateUnstableError(UnavailableError):
-    """The candidate's container dies again and again."""
-
-    code = "candidate_unstable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +127,42 @@ class Rollouts:
             await self._ledger.append("rollout.failed", rollout.candidate[:12], reason[:2000], rollout=rollout.id)
         return replace(rollout, phase=Phase.ABORTING, reason=reason)
 
+    async def request_abort(self, rollout_id: int) -> Rollout:
+        """Turn an active rollout back by hand; one that waits is dropped. Raises ConflictError when it is too late."""
+        async with self._database.transaction():
+            rollout = await self.get(rollout_id)
+            promoted = (await self._registry.serving()).champion == rollout.candidate
+            if rollout.phase is Phase.WAITING:
+                await self._end(rollout, Phase.SUPERSEDED, "dropped by the operator")
+            elif rollout.phase is Phase.ACTIVE and not promoted:
+                await self.abort(rollout, "turned back by the operator")
+            else:
+                raise ConflictError(
+                    f"rollout {rollout_id} is {rollout.phase.value if not promoted else 'past its promotion'}, "
+                    "so there is nothing to turn back; `loopctl releases rollback` returns to the release before"
+                )
+        return await self.get(rollout_id)
+
+    async def admit(self, rollout: Rollout, admission: Admission) -> None:
+        """Write down how the candidate comes up."""
+        async with self._database.transaction():
+            await self._database.execute(
+                "UPDATE rollouts SET strategy = ? WHERE id = ?", (admission.strategy, rollout.id)
+            )
+            await self._ledger.append(
+                "rollout.admitted",
+                rollout.candidate[:12],
+                admission.reason,
+                rollout=rollout.id,
+                strategy=admission.strategy,
+            )
+
+    async def vacated(self) -> str | None:
+        """Return the release whose engine has to stay away, because a candidate takes its room."""
+        active = await self.active()
+        in_place = active is not None and active.strategy == "in_place" and active.phase is Phase.ACTIVE
+        return active.champion if active is not None and in_place else None
+
     async def conclude(self, rollout: Rollout, phase: Phase) -> None:
         """Close the record."""
         reason = rollout.reason if phase is Phase.ROLLED_BACK else "all steps done"
@@ -178,151 +188,3 @@ class Rollouts:
 
 def _rollout(row: sqlite3.Row) -> Rollout:
     return Rollout(**{**dict(row), "phase": Phase(row["phase"]), "policy": Policy.from_json(row["policy"])})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runner:
-    """Runs rollouts to their end."""
-
-    rollouts: Rollouts
-    registry: Registry
-    journal: Journal
-    ledger: Ledger
-    engine: Engine
-    loader: Loader
-    gateway: Gateway
-    routing: Routing
-    metrics: Metrics
-    drain_s: float
-
-    async def run_forever(self) -> None:
-        """Run each rollout as it comes."""
-        while True:
-            self.rollouts.changed.clear()
-            if (rollout := await self.rollouts.next()) is None:
-                await self.rollouts.changed.wait()
-                continue
-            await self.run(rollout)
-
-    async def run(self, rollout: Rollout) -> Rollout:
-        """Bring one rollout to its end; return it ended. Raises StaleEpochError."""
-        failures = 0
-        while rollout.phase not in ENDED:
-            with structlog.contextvars.bound_contextvars(rollout=rollout.id, release=rollout.candidate[:12]):
-                try:
-                    step = (await self.plan(rollout))[0]
-                    await self._journaled(rollout, step)
-                    failures = 0
-                except StaleEpochError:
-                    raise
-                except (EngineDownError, GatewayDownError) as error:
-                    # Not the candidate's fault: the same step again, when the part is back.
-                    failures += 1
-                    log.warning("rollout.retries", error=str(error), failures=failures)
-                    await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S)) - 1])
-                except LoopdError as error:
-                    if await self._promoted(rollout) or rollout.phase is Phase.ABORTING:
-                        failures += 1
-                        log.warning("rollout.retries", error=str(error), failures=failures)
-                        await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S)) - 1])
-                    else:
-                        await self.rollouts.abort(rollout, str(error))
-            rollout = await self.rollouts.get(rollout.id)
-        self.metrics.rollouts.labels(outcome=rollout.phase.value).inc()
-        return rollout
-
-    async def plan(self, rollout: Rollout) -> tuple[Step, ...]:
-        """Return the steps a rollout still needs, from what is seen now."""
-        serving = await self.registry.serving()
-        concerned = {rollout.candidate, *serving.shares} | ({rollout.champion} if rollout.champion else set())
-        units = {engine_unit(release): release for release in concerned}
-        seen = {units[i.unit]: i for i in await self.engine.observe() if i.unit in units}
-        return plan_rollout(
-            candidate=rollout.candidate,
-            champion=rollout.champion,
-            phase=rollout.phase,
-            observed=Observed(
-                running={r: i.id for r, i in seen.items() if i.state is InstanceState.RUNNING},
-                present=frozenset(seen),
-                champion=serving.champion,
-                shares=serving.shares,
-                done=await self.journal.finished_keys(rollout.id),
-            ),
-            host=HOST,
-        )
-
-    async def _journaled(self, rollout: Rollout, step: Step) -> None:
-        seq = await self.journal.begin(rollout.id, step)
-        with self.metrics.rollout_step_seconds.labels(step=kind(step)).time():
-            try:
-                await self._do(rollout, step)
-            except LoopdError as error:
-                await self.journal.failed(seq, str(error))
-                raise
-        await self.journal.done(seq)
-
-    async def _do(self, rollout: Rollout, step: Step) -> None:
-        match step:
-            case Start(release=release):
-                await self._start(rollout, release)
-            case Load(release=release):
-                speed = await self.loader.load(await self.registry.get(release), await self._address(release))
-                log.info("release.loaded", tokens_per_s=round(speed, 1))
-            case Check(release=release):
-                speed = await self.loader.check(await self.registry.get(release), await self._address(release))
-                await self.ledger.append(
-                    "release.checked",
-                    release[:12],
-                    "the golden prompts were answered",
-                    tokens_per_s=round(speed, 1),
-                )
-            case Shift(shares=shares):
-                await self.registry.set_shares(dict(shares))
-                await self.routing.attach(rollout.candidate)
-            case Promote(release=release):
-                await self._promote(release)
-            case Drain(release=release):
-                await self._drain(release)
-            case Retire(release=release):
-                await self.registry.unroute(release)
-                with contextlib.suppress(GatewayDownError):
-                    await self.routing.converge()
-                await self.loader.remove(release, engine_unit(release))
-            case Conclude(phase=phase):
-                await self.rollouts.conclude(rollout, Phase(phase))
-            case _:
-                assert_never(step)
-
-    async def _start(self, rollout: Rollout, release: str) -> None:
-        starts = [row for row in await self.journal.rows(rollout.id) if row.step == "start" and row.state == "done"]
-        if len(starts) >= MOST_STARTS:
-            raise CandidateUnstableError(f"its container died {len(starts)} times during the rollout")
-        await self.loader.start(await self.registry.get(release))
-
-    async def _promote(self, release: str) -> None:
-        await self.registry.promote(release)
-        applied = await self.routing.converge()
-        self.metrics.flip_seconds.observe(applied.flip_s)
-        await self.ledger.append(
-            "release.promoted", release[:12], "it takes all traffic", flip_ms=round(applied.flip_s * 1000, 3)
-        )
-
-    async def _drain(self, release: str) -> None:
-        await self.routing.converge()  # the flip may have been recorded and not applied, when the gateway was down
-        if await self.gateway.wait_idle("engine", release[:12], deadline_s=self.drain_s):
-            return
-        await self.ledger.append(
-            "release.drain_expired",
-            release[:12],
-            f"requests were still in flight after {self.drain_s:g} s; they were cut",
-        )
-
-    async def _address(self, release: str) -> str:
-        unit = engine_unit(release)
-        for instance in await self.engine.observe():
-            if instance.unit == unit and instance.address:
-                return instance.address
-        raise CandidateUnstableError(f"{unit} does not run any more")
-
-    async def _promoted(self, rollout: Rollout) -> bool:
-        return (await self.registry.serving()).champion == rollout.candidate

@@ -99,9 +99,9 @@ class Routing:
             else:
                 return
 
-    async def attach(self, release: str) -> None:
+    async def attach(self, release: str) -> Applied:
         """Converge, then return once the gateway's probe finds the release up. Raises NotAttachedError."""
-        await self.converge()
+        applied = await self.converge()
         try:
             async with asyncio.timeout(ATTACH_TIMEOUT_S):
                 while not self._is_up(await self.gateway.observe(), release):  # noqa: ASYNC110 HAProxy tells nobody
@@ -110,6 +110,7 @@ class Routing:
             raise NotAttachedError(
                 f"the gateway does not find release {release[:SHORT]} healthy after {ATTACH_TIMEOUT_S:g} s"
             ) from error
+        return applied
 
     @staticmethod
     def _is_up(servers: tuple[Server, ...], release: str) -> bool:

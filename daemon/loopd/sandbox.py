@@ -137,6 +137,7 @@ class Broker:
             if sandbox in lent:
                 continue
             if fresh and instance.state is InstanceState.RUNNING and await self._answers(sandbox):
+                await asyncio.to_thread(self._take_back, sandbox)
                 self.warm.append(sandbox)
             else:
                 await self._discard(sandbox)
@@ -205,6 +206,7 @@ class Broker:
                 await asyncio.to_thread(self._make_directory, sandbox)
                 await self.engine.apply(self._unit(sandbox))
                 await self._wait_answering(sandbox)
+                await asyncio.to_thread(self._take_back, sandbox)
             except BaseException:
                 await asyncio.shield(self._discard(sandbox))
                 raise
@@ -247,6 +249,16 @@ class Broker:
         directory = self.layout.sandboxes / sandbox
         directory.mkdir(mode=0o700)
         own(directory, TOOLRUNNER_UID)
+
+    def _take_back(self, sandbox: str) -> None:
+        """Make the socket's directory root's, before any code of a session runs in the sandbox.
+
+        It lies on the host, without a quota, and what is in it is trusted: code inside could fill the disk, or put a
+        link in the socket's place. The socket itself goes on working.
+        """
+        directory = self.layout.sandboxes / sandbox
+        own(directory, 0)
+        directory.chmod(0o711)
 
     def _link(self, lease: Lease) -> None:
         directory = self.layout.leases / lease.id

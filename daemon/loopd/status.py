@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from loopd import version
-from loopd.api.schema import ReleaseView, RolloutView, SandboxView, ServiceView, StatusView, StepView
+from loopd.api.schema import (
+    AdapterView,
+    LineageView,
+    ReleaseView,
+    RolloutView,
+    SandboxView,
+    ServiceView,
+    StatusView,
+    StepView,
+)
 from loopd.config import Settings
 from loopd.engine import Engine, EngineDownError, Instance, InstanceState
 from loopd.errors import LoopdError
@@ -19,9 +28,10 @@ from loopd.metrics import Metrics
 from loopd.registry import Listed, Registry, Serving
 from loopd.release import SHORT, engine_unit
 from loopd.restarts import Restarts
-from loopd.rollout import Rollout, Rollouts, Runner
+from loopd.rollout import Rollout, Rollouts
+from loopd.runner import Runner
 from loopd.sandbox import Broker
-from loopd.steps import kind
+from loopd.steps import detail, key, kind
 from loopd.supervise import Supervisor
 from loopd.units import AGENT, ENGINE_PREFIX, GATEWAY
 
@@ -57,6 +67,7 @@ class Status:
     broker: Broker
     metrics: Metrics
     started_at: datetime
+    trouble: Callable[[], str] = lambda: ""  #: why the state cannot be written, '' when it can
 
     async def look(self) -> Sight:
         """Observe engine and gateway once."""
@@ -76,6 +87,8 @@ class Status:
         services = [await self.service(unit.name, sight) for unit in await self.supervisor.desired()]
         releases = [view for view in await self.releases(sight) if view.role != "idle" or view.container]
         state, reason = judge(sight, services, serving, active)
+        if trouble := self.trouble():
+            state, reason = "degraded" if state == "serving" else state, "; ".join(filter(None, (trouble, reason)))
         for service in services:
             self.metrics.unit_ready.labels(unit=_metric_unit(service.name)).set(service.ready)
         return StatusView(
@@ -134,6 +147,12 @@ class Status:
             engine_image=release.engine_image,
             source=listed.source,
             created_at=datetime.fromisoformat(listed.created_at),
+            system=release.system,
+            adapters=[AdapterView(sha256=one.sha256, size_bytes=one.size_bytes) for one in release.adapters],
+            lineage=LineageView.model_validate(listed.lineage.model_dump()),
+            signer=listed.signer,
+            pinned=listed.pinned,
+            collected_at=datetime.fromisoformat(listed.removed_at) if listed.removed_at else None,
             role=role_of(release.id, serving, active),
             share_percent=serving.shares.get(release.id, 0),
             weight=server.weight if server else None,
@@ -146,17 +165,19 @@ class Status:
         """Return one rollout with its journaled steps and, while it is under way, those still planned."""
         views: list[StepView] = []
         if steps:
+            rows = await self.journal.rows(rollout.id)
             views = [
                 StepView(
                     step=row.step,
+                    detail=detail(row.key),
                     state=row.state,
                     begun_at=datetime.fromisoformat(row.begun_at),
                     finished_at=datetime.fromisoformat(row.finished_at) if row.finished_at else None,
                     error=row.error,
                 )
-                for row in await self.journal.rows(rollout.id)
+                for row in rows
             ]
-            views += await self._planned(rollout, {v.step for v in views if v.state == "begun"})
+            views += await self._planned(rollout, {row.key for row in rows if row.state == "begun"})
         return RolloutView(
             id=rollout.id,
             kind=rollout.kind,
@@ -164,6 +185,8 @@ class Status:
             candidate_name=(await self.registry.get(rollout.candidate)).name,
             champion=rollout.champion[:SHORT] if rollout.champion else None,
             phase=rollout.phase.value,
+            policy=rollout.policy.kind,
+            strategy=rollout.strategy,
             reason=rollout.reason,
             created_at=datetime.fromisoformat(rollout.created_at),
             finished_at=datetime.fromisoformat(rollout.finished_at) if rollout.finished_at else None,
@@ -178,9 +201,11 @@ class Status:
         except LoopdError:
             return []
         return [
-            StepView(step=kind(step), state="planned", begun_at=None, finished_at=None, error="")
+            StepView(
+                step=kind(step), detail=detail(key(step)), state="planned", begun_at=None, finished_at=None, error=""
+            )
             for step in steps
-            if kind(step) not in begun
+            if key(step) not in begun
         ]
 
 

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loopd.release import SHORT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admit:
+    """Decide whether the candidate fits beside what serves, or instead of it, or not at all."""
+
+    release: str
+    host: str
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
@@ -35,9 +45,23 @@ class Check:
 class Shift:
     """Set the traffic shares at the gateway."""
 
-    shares: tuple[tuple[str, int], ...]  #: (release, whole percent), sorted
+    shares: tuple[tuple[str, int], ...]  #: (release, whole percent), sorted; none: requests are held at the gateway
     host: str
-    instance: str | None  #: container of the candidate that it attaches
+    attach: str | None = None  #: release that the gateway must find up before the step is done
+    instance: str | None = None  #: its container
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bake:
+    """Watch the candidate while it takes its share, and compare it with the champion."""
+
+    release: str
+    champion: str
+    percent: int
+    seconds: float  #: at most
+    requests: int  #: answered by the candidate: enough; 0: the time alone ends it
+    host: str
+    instance: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +89,14 @@ class Retire:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vacate:
+    """Remove the champion's container, so that the candidate has its room; the champion stays the champion."""
+
+    release: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conclude:
     """Close the rollout's record."""
 
@@ -72,7 +104,7 @@ class Conclude:
     host: str
 
 
-Step = Start | Load | Check | Shift | Promote | Drain | Retire | Conclude
+Step = Admit | Start | Load | Check | Shift | Bake | Promote | Drain | Retire | Vacate | Conclude
 
 
 def kind(step: Step) -> str:
@@ -87,7 +119,24 @@ def key(step: Step) -> str:
             return f"{kind(step)}:{release}:{instance}"
         case Shift(shares=shares, instance=instance):
             return f"shift:{','.join(f'{release}={share}' for release, share in shares)}:{instance}"
+        case Bake(release=release, percent=percent, instance=instance):
+            return f"bake:{release}:{percent}:{instance}"
         case Conclude(phase=phase):
             return f"conclude:{phase}"
         case _:
             return f"{kind(step)}:{step.release}"
+
+
+def detail(step_key: str) -> str:
+    """Say in words what a step is about besides its kind, from its key; '' for what the kind says."""
+    name, _, rest = step_key.partition(":")
+    match name:
+        case "shift":
+            shares = [pair.split("=") for pair in rest.rpartition(":")[0].split(",") if pair]
+            return ", ".join(f"{release[:SHORT]} {share} %" for release, share in shares) or "requests are held"
+        case "bake":
+            return f"at {rest.split(':')[1]} %"
+        case "drain" | "retire" | "vacate":
+            return rest[:SHORT]
+        case _:
+            return ""

@@ -87,7 +87,7 @@ class Supervisor:
         """Return the units that should run."""
         units = list(self.fixed())
         champion = (await self.registry.serving()).champion
-        if champion:
+        if champion and champion != await self.rollouts.vacated():  # whose room a candidate takes stays away
             units.append(self.engine_unit(await self.registry.get(champion)))
         return units
 

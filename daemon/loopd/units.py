@@ -27,6 +27,12 @@ AGENT_PORT = 8000
 
 TOOL_SOCKET = "mcp.sock"
 
+# Of CPU time, when there is not enough for all.
+GATEWAY_WEIGHT = 8192  # all traffic passes it, and it needs little
+SERVING_WEIGHT = 1024
+CANDIDATE_WEIGHT = 64  # while it starts, loads and is checked: what serves comes first
+SANDBOX_WEIGHT = 256
+
 # The runner's process and its buffers beside the weights and the key-value cache; measured 80 MB for a tiny model.
 ENGINE_OVERHEAD_BYTES = 512 << 20
 
@@ -126,7 +132,7 @@ def gateway_unit(settings: Settings, image: str) -> Unit:
         image=image,
         user=f"{GATEWAY_UID}:{GATEWAY_UID}",
         network="host",
-        limits=Limits(memory_bytes=256 << 20, pids=64),
+        limits=Limits(memory_bytes=256 << 20, pids=64, weight=GATEWAY_WEIGHT),
         mounts=(Mount(source=str(layout_of(settings).gateway), target="/run/gateway"),),
         stop_grace_s=5,
     )
@@ -183,7 +189,7 @@ def sandbox_unit(settings: Settings, image: str, sandbox: str) -> Unit:
         image=image,
         user=f"{TOOLRUNNER_UID}:{TOOLRUNNER_UID}",
         network="none",
-        limits=Limits(memory_bytes=box.memory_bytes, cpus=box.cpus, pids=box.pids),
+        limits=Limits(memory_bytes=box.memory_bytes, cpus=box.cpus, pids=box.pids, weight=SANDBOX_WEIGHT),
         environment=(("TOOLRUNNER_SOCKET", f"/run/toolrunner/{TOOL_SOCKET}"),),
         mounts=(Mount(source=str(layout_of(settings).sandboxes / sandbox), target="/run/toolrunner"),),
         tmpfs=(

@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from openapi_spec_validator import validate
 
+from loopd.api.backups import BackupRoutes
 from loopd.api.events import EventRoutes
 from loopd.api.host import HostRoutes
 from loopd.api.releases import ReleaseRoutes
@@ -140,7 +141,7 @@ async def test_the_document_is_valid_and_names_every_route(daemon: Daemon) -> No
             async with daemon.session.request(method, daemon.url + concrete) as response:
                 assert response.status not in (404, 405), f"{method} {path} is in the document and not in the routes"
     documented = {op["operationId"] for ops in document["paths"].values() for op in ops.values()}
-    groups = (HostRoutes, ReleaseRoutes, RolloutRoutes, EventRoutes, SandboxRoutes)
+    groups = (HostRoutes, ReleaseRoutes, RolloutRoutes, EventRoutes, SandboxRoutes, BackupRoutes)
     named = [(group, name) for group in groups for name in dir(group) if not name.startswith("_")]
     handlers = {name for group, name in named if asyncio.iscoroutinefunction(getattr(group, name))}
     assert handlers == documented

@@ -113,6 +113,8 @@ def rollout(number: int, phase: str, *steps: StepView, reason: str = "beta.gguf 
         "candidate_name": "beta",
         "champion": "a" * 12,
         "phase": phase,
+        "policy": "instant",
+        "strategy": "beside",
         "reason": reason,
         "created_at": NOON,
         "finished_at": NOON + timedelta(seconds=12) if ended else None,

@@ -231,7 +231,7 @@ DEFECTS: list[tuple[str, Callable[[Model], None], str]] = [
     ("architecture is a number", put("general.architecture", U32, 1), "wrong_type"),
     ("architecture of nobody", put("general.architecture", STRING, "hal9000"), "architecture_unknown"),
     ("embedder", put("general.architecture", STRING, "bert"), "architecture_not_chat"),
-    ("adapter", put("general.type", STRING, "adapter"), "not_a_model"),
+    ("adapter of no kind", put("general.type", STRING, "adapter"), "missing_key"),
     ("projector", put("general.type", STRING, "mmproj"), "not_a_model"),
     ("shard", put("split.count", U16, 4), "split_file"),
     ("alignment 0", put("general.alignment", U32, 0), "alignment_invalid"),

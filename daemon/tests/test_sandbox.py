@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import tempfile
@@ -97,6 +98,14 @@ async def test_a_lease_is_a_link_to_a_warm_sandbox_and_is_used_once(bench: Bench
     assert f"sandbox-{lease.sandbox}" not in bench.engine.instances
     await broker.fill()
     assert lease.sandbox not in broker.warm
+
+
+async def test_what_is_lent_cannot_write_into_its_sockets_directory(bench: Bench) -> None:
+    broker = bench.broker()
+    await broker.fill()
+    directory = bench.layout.sandboxes / broker.warm[0]
+    status = directory.stat()
+    assert (status.st_uid, status.st_mode & 0o777) == (os.geteuid(), 0o711)
 
 
 async def test_when_all_are_lent_one_waits_and_then_is_told(bench: Bench) -> None:

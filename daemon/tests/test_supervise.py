@@ -48,6 +48,12 @@ class Loader:
     async def check(self, release: Release, address: str) -> float:
         raise AssertionError("supervision asks no golden prompts")
 
+    async def recheck(self, address: str, *, timeout_s: float) -> float:
+        return 100.0
+
+    async def probe(self, address: str, *, timeout_s: float) -> float:
+        return 0.01
+
     async def remove(self, release_id: str, unit: str) -> None:
         raise AssertionError("supervision removes no release")
 

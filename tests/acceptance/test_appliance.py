@@ -175,6 +175,14 @@ def test_each_exec_gets_a_fresh_sandbox(appliance: Appliance) -> None:
     assert appliance.loopctl("exec", "--", "ls", "/workspace").stdout == ""
 
 
+def test_code_in_a_sandbox_writes_nothing_on_the_host(appliance: Appliance) -> None:
+    """The socket's directory is the host's: a file there fills its disk, a link there takes the socket's place."""
+    for act in ("touch /run/toolrunner/x", "rm /run/toolrunner/mcp.sock", "ln -s /etc /run/toolrunner/y"):
+        done = appliance.loopctl("exec", "--", "sh", "-c", act, check=False)
+        assert done.returncode == 1
+        assert "Permission denied" in done.stderr
+
+
 def test_a_forced_tool_runs_for_real_with_arguments_the_model_filled_in(appliance: Appliance) -> None:
     status, body = post(
         f"{appliance.url}/agents/run-agent",

@@ -66,7 +66,7 @@ class EventRoutes:
     async def stream_events(self, request: web.Request) -> web.StreamResponse:
         """Follow the ledger until the client goes."""
         last = request.headers.get("Last-Event-ID", "")
-        after = int(last) if last.isdigit() and len(last) <= 16 else read_query(request, AFTER)  # noqa: PLR2004
+        after = int(last) if last.isascii() and last.isdigit() and len(last) <= 16 else read_query(request, AFTER)  # noqa: PLR2004
         if self.streams >= MOST_STREAMS:
             raise TooManyStreamsError(f"{MOST_STREAMS} clients follow the ledger already; close one")
         self.streams += 1

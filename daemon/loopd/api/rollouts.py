@@ -31,11 +31,20 @@ class RolloutRoutes:
             ),
             Endpoint(
                 method="GET",
-                path=r"/v1/rollouts/{id:\d{1,15}}",
+                path="/v1/rollouts/{id:[0-9]{1,15}}",
                 handler=self.get_rollout,
                 summary="One rollout with its steps",
                 answer=RolloutView,
                 errors=(404,),
+            ),
+            Endpoint(
+                method="POST",
+                path="/v1/rollouts/{id:[0-9]{1,15}}/abort",
+                handler=self.abort_rollout,
+                summary="Turn a rollout back before its promotion",
+                answer=RolloutView,
+                status=202,
+                errors=(404, 409),
             ),
         )
 
@@ -48,3 +57,8 @@ class RolloutRoutes:
         """Show one with its steps."""
         rollout = await self.rollouts.get(int(request.match_info["id"]))
         return json_response(await self.status.rollout(rollout))
+
+    async def abort_rollout(self, request: web.Request) -> web.Response:
+        """Turn one back; the champion keeps or gets all traffic at once."""
+        rollout = await self.rollouts.request_abort(int(request.match_info["id"]))
+        return json_response(await self.status.rollout(rollout), 202)

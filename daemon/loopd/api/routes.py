@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from loopd.api.backups import BackupRoutes
 from loopd.api.events import EventRoutes
 from loopd.api.host import HostRoutes
 from loopd.api.releases import ReleaseRoutes
 from loopd.api.rollouts import RolloutRoutes
 from loopd.api.sandboxes import SandboxRoutes
 from loopd.api.web import Endpoint
+from loopd.backup_schedule import Backups
+from loopd.collect import Collector
 from loopd.ledger import Ledger
 from loopd.metrics import Metrics
 from loopd.registry import Registry
@@ -32,6 +35,8 @@ class Routes:
     toolbox: Toolbox
     metrics: Metrics
     layout: Layout
+    collector: Collector
+    backups: Backups
     events: EventRoutes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,9 +47,16 @@ class Routes:
         host = HostRoutes(status=self.status, ledger=self.ledger, metrics=self.metrics, all=self.control)
         return (
             *host.endpoints(),
-            *ReleaseRoutes(status=self.status, registry=self.registry, rollouts=self.rollouts).endpoints(),
+            *ReleaseRoutes(
+                status=self.status,
+                registry=self.registry,
+                rollouts=self.rollouts,
+                ledger=self.ledger,
+                collector=self.collector,
+            ).endpoints(),
             *RolloutRoutes(status=self.status, rollouts=self.rollouts).endpoints(),
             *self.events.endpoints(),
+            *BackupRoutes(backups=self.backups).endpoints(),
             *self._sandboxes().endpoints(),
             *self.leases(),
         )

@@ -45,6 +45,22 @@ class ServiceView(Body):
     last_restart_at: datetime | None
 
 
+class AdapterView(Body):
+    """A LoRA adapter put on a release's weights."""
+
+    sha256: str
+    size_bytes: int
+
+
+class LineageView(Body):
+    """Where a release came from, in its maker's words."""
+
+    base: str = ""
+    data: str = ""
+    job: str = ""
+    scores: dict[str, float] = {}
+
+
 class ReleaseView(Body):
     """One release."""
 
@@ -58,6 +74,12 @@ class ReleaseView(Body):
     engine_image: str
     source: str
     created_at: datetime
+    system: str = Field(default="", description="said before chats that bring no system message")
+    adapters: list[AdapterView] = []
+    lineage: LineageView = Field(default_factory=LineageView)
+    signer: str = Field(default="", description="public key that its file was signed with, '' for none")
+    pinned: bool = Field(default=False, description="never collected")
+    collected_at: datetime | None = Field(default=None, description="its weights went then; null: they are here")
     role: Literal["champion", "candidate", "previous", "draining", "idle"]
     share_percent: int = Field(description="traffic it should have")
     weight: int | None = Field(description="gateway weight it has, 0..256; null: not at the gateway")
@@ -70,6 +92,7 @@ class StepView(Body):
     """One journaled step of a rollout."""
 
     step: str
+    detail: str = Field(default="", description="what it is about besides, e.g. the share of a shift")
     state: Literal["planned", "begun", "done", "failed"]
     begun_at: datetime | None
     finished_at: datetime | None
@@ -85,6 +108,8 @@ class RolloutView(Body):
     candidate_name: str
     champion: str | None
     phase: Literal["waiting", "active", "aborting", "promoted", "rolled_back", "superseded"]
+    policy: Literal["instant", "canary", "blue-green"]
+    strategy: Literal["", "beside", "in_place"] = Field(description="'' until it is admitted")
     reason: str
     created_at: datetime
     finished_at: datetime | None
@@ -132,6 +157,45 @@ class ReleaseList(Body):
     """Releases, newest first."""
 
     releases: list[ReleaseView]
+
+
+class CollectRequest(Body):
+    """Remove the weights of releases beyond the disk budget."""
+
+    dry_run: bool = Field(default=False, description="say what would go, and remove nothing")
+
+
+class CollectView(Body):
+    """What went, or would go."""
+
+    dry_run: bool
+    releases: list[str] = Field(description="short ids, oldest first")
+    freed_bytes: int
+    kept_bytes: int = Field(description="of weights that stay; more than the budget when nothing else may go")
+    budget_bytes: int
+
+
+class BackupView(Body):
+    """One backup; null where a damaged one cannot tell."""
+
+    name: str
+    created_at: datetime
+    reason: str = Field(description="scheduled, command or upgrade")
+    size_bytes: int
+    version: str | None = Field(description="of the loopd that made it")
+    state_schema: int | None
+    ledger_length: int | None
+    ledger_head: str | None = Field(description="hash of the ledger's last entry")
+    releases: int | None
+    champion: str | None
+    problem: str = Field(default="", description="why it cannot be used, '' when its manifest reads")
+
+
+class BackupList(Body):
+    """Backups, newest first."""
+
+    folder: str
+    backups: list[BackupView]
 
 
 class RolloutList(Body):

@@ -25,7 +25,21 @@ from loopd.metrics import Metrics
 
 CORRELATION_HEADER = "X-Correlation-Id"
 _CORRELATION = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
-_PARAMETER = re.compile(r"\{(\w+)(?::(?:[^{}]|\{[^{}]*\})*)?\}")  # a pattern may hold a {m,n} of its own
+_PARAMETER = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})*))?\}")  # a pattern may hold a {m,n} of its own
+
+RULES = """Every answer from 400 on has the form of ErrorBody; its `code` is stable, its `message` is for people.
+
+- 400: what came is no HTTP (answered by the server itself, in plain text).
+- 401: no token, or a wrong one; asked before anything else but the route.
+- 404: nothing by that name. A path parameter that does not fit its pattern names nothing, so it is 404, too.
+- 405: the path is known, the method is not one of `Allow`.
+- 409: it contradicts what is under way, or fits several things; nothing was changed.
+- 413: the body is larger than `max_body_bytes`.
+- 422: the body or a query parameter is not as this document says; nothing was done. Types are not converted: `"1"` and
+  `0` are no number and no boolean. Unknown fields of a body are refused, unknown query parameters are passed over.
+- 503: a part that is needed does not answer, or the state cannot be read or written; traffic goes on.
+- 507: the disk is full, so nothing was changed; traffic goes on.
+"""
 
 METRICS: web.AppKey[Metrics] = web.AppKey("METRICS", Metrics)
 TOKEN: web.AppKey[Token | None] = web.AppKey("TOKEN")  # None: the socket's file mode is the lock
@@ -84,7 +98,7 @@ def json_response(model: BaseModel, status: int = 200) -> web.Response:
 async def read_body(request: web.Request, model: type[M]) -> M:
     """Parse the body. Raises InvalidError."""
     try:
-        return model.model_validate_json(await request.read())
+        return model.model_validate_json(await request.read(), strict=True)  # as the document says, nothing converted
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'body'}: {f['msg']}" for f in error.errors()[:10])
         raise InvalidError(f"the body cannot be used: {faults}") from error
@@ -95,7 +109,7 @@ def read_query(request: web.Request, query: Query) -> int:
     text = request.query.get(query.name)
     if text is None:
         return query.default
-    if not re.fullmatch(r"\d{1,16}", text) or not query.least <= int(text) <= query.most:
+    if not re.fullmatch(r"[0-9]{1,16}", text) or not query.least <= int(text) <= query.most:
         raise InvalidError(f"{query.name} must be a whole number from {query.least} to {query.most}")
     return int(text)
 
@@ -163,8 +177,13 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> dict[str, Any]:
             "responses": {str(endpoint.status): _answer(endpoint, schemas)},
         }
         parameters = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in _PARAMETER.findall(endpoint.path)
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", **({"pattern": f"^{pattern}$"} if pattern else {})},
+            }
+            for name, pattern in _PARAMETER.findall(endpoint.path)
         ] + [_query(query) for query in endpoint.query]
         if parameters:
             operation["parameters"] = parameters
@@ -175,6 +194,8 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> dict[str, Any]:
             operation["security"] = []
         refusals = {*endpoint.errors} | (set() if endpoint.public else {401}) | ({422, 413} if endpoint.body else set())
         refusals |= {422} if endpoint.query else set()
+        # Whatever changes something writes it down, and whatever tells of something reads the state.
+        refusals |= set() if endpoint.public else {503} if endpoint.method == "GET" else {503, 507}
         for status in sorted(refusals):
             operation["responses"][str(status)] = {
                 "description": HTTPStatus(status).phrase,
@@ -183,7 +204,12 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> dict[str, Any]:
         paths.setdefault(_PARAMETER.sub(r"{\1}", endpoint.path), {})[endpoint.method.lower()] = operation
     return {
         "openapi": "3.1.0",
-        "info": {"title": "loopd control API", "version": version, "license": {"name": "Apache-2.0"}},
+        "info": {
+            "title": "loopd control API",
+            "description": RULES,
+            "version": version,
+            "license": {"name": "Apache-2.0"},
+        },
         "security": [{"token": []}],
         "paths": paths,
         "components": {

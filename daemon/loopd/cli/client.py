@@ -18,6 +18,10 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from loopd.api.schema import (
+    BackupList,
+    BackupView,
+    CollectRequest,
+    CollectView,
     EventList,
     EventView,
     ExecRequest,
@@ -38,6 +42,8 @@ ANSWER_S = 30.0
 SILENCE_S = 45.0  # loopd sends a comment every 15 s
 EXEC_SLACK_S = 90.0  # a cold sandbox, beside the command's own time
 HEALTH_S = 2.0
+BACKUP_S = 600.0  # a large ledger on a slow disk
+COLLECT_S = 600.0  # it waits for a model that is being taken in
 MAX_TOKEN_BYTES = 4096
 ADVICE = "Containers that serve go on serving without it. Start it: `make up`"
 
@@ -95,6 +101,15 @@ class Client:
         """Ask for the return to the release that served before."""
         return self._call("POST", "/v1/releases/rollback", RolloutView)
 
+    def pin(self, reference: str, *, pinned: bool) -> ReleaseView:
+        """Keep a release from being collected, or no longer."""
+        return self._call("PUT" if pinned else "DELETE", f"/v1/releases/{quote(reference, safe='')}/pin", ReleaseView)
+
+    def collect(self, request: CollectRequest) -> CollectView:
+        """Remove the weights of releases beyond the disk budget."""
+        body = request.model_dump_json().encode()
+        return self._call("POST", "/v1/releases/gc", CollectView, body=body, timeout_s=COLLECT_S)
+
     def rollouts(self) -> list[RolloutView]:
         """List rollouts, newest first, without their steps."""
         return self._call("GET", "/v1/rollouts", RolloutList).rollouts
@@ -103,9 +118,21 @@ class Client:
         """Show one with its steps."""
         return self._call("GET", f"/v1/rollouts/{number}", RolloutView)
 
+    def abort(self, number: int) -> RolloutView:
+        """Turn a rollout back."""
+        return self._call("POST", f"/v1/rollouts/{number}/abort", RolloutView)
+
     def events(self, *, after: int = 0, limit: int) -> list[EventView]:
         """Read a page of the ledger, oldest first."""
         return self._call("GET", f"/v1/events?after={after}&limit={limit}", EventList).events
+
+    def backups(self) -> BackupList:
+        """List backups, newest first."""
+        return self._call("GET", "/v1/backups", BackupList)
+
+    def backup(self) -> BackupView:
+        """Make a backup."""
+        return self._call("POST", "/v1/backups", BackupView, timeout_s=BACKUP_S)
 
     def execute(self, request: ExecRequest) -> ExecResult:
         """Run a command in a fresh sandbox."""

@@ -108,14 +108,15 @@ def steps(view: RolloutView, now: datetime) -> list[Cell]:
 def _step(step: StepView, now: datetime) -> str:
     took = span(((step.finished_at or now) - step.begun_at).total_seconds()) if step.begun_at else ""
     error = f": {step.error}" if step.error else ""
-    return f"{step.step:<9} {step.state:<8} {took}{error}".rstrip()
+    what = f"  {step.detail}" if step.detail else ""
+    return f"{step.step:<9} {step.state:<8} {took}{what}{error}".rstrip()
 
 
 def tell(view: RolloutView, seen: set[tuple[str, str]], screen: Screen) -> None:
     """Write a line for each step's change that was not told yet; planned ones are no change."""
     for step in view.steps:
         # A step that ran twice after a restart is told twice: its beginning differs.
-        key = (f"{step.step} {step.begun_at}", step.state)
+        key = (f"{step.step} {step.detail} {step.begun_at}", step.state)
         if step.state != "planned" and key not in seen:
             seen.add(key)
             at = step.finished_at or step.begun_at or view.created_at

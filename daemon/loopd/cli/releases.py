@@ -1,19 +1,21 @@
-"""releases: owns `loopctl releases`: listing them, promoting one, rolling back."""
+"""releases: owns `loopctl releases`: listing them, promoting one, rolling back, keeping them or letting them go."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loopd.api.schema import ReleaseList, ReleaseView, RolloutView
+from loopd.api.schema import CollectRequest, ReleaseList, ReleaseView, RolloutView
+from loopd.cli import add
 from loopd.cli.exits import UnreachableError
 from loopd.cli.progress import title, watch
 from loopd.cli.screen import Cell, Screen, Sheet, open_screen
 from loopd.cli.session import open_client
 from loopd.cli.status import releases as release_sheet
-from loopd.cli.words import clock, size
+from loopd.cli.words import clock, count, size
 from loopd.errors import LoopdError
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 _REFERENCE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._ -]{1,80}")
 
-app = typer.Typer(help="List releases, promote one, roll back.", no_args_is_help=True)
+app = typer.Typer(
+    help="List releases, take one in, promote one, roll back, keep or collect them.", no_args_is_help=True
+)
 
 
 def check_reference(text: str) -> str:
@@ -51,6 +55,8 @@ Reference = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+app.command("add")(add.add)
+app.command("sign")(add.sign)
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show the rollout until it ends, or return at once.")]
 
 
@@ -63,9 +69,19 @@ def list_releases(*, json: Json = False) -> None:
     if json:
         screen.json(ReleaseList(releases=views))
     elif views:
-        screen.show([release_sheet(views)])
+        screen.show([_kept(release_sheet(views), views)])
     else:
         screen.line("no release yet: drop a GGUF file into models/incoming below `loopctl config show`'s home")
+
+
+def _kept(sheet: Sheet, views: Sequence[ReleaseView]) -> Sheet:
+    """Add who is pinned and whose weights are gone, where there are any."""
+    words = ["collected" if view.collected_at else "pinned" if view.pinned else "" for view in views]
+    if not any(words):
+        return sheet
+    return Sheet(
+        (*sheet.columns, "KEPT"), tuple((*row, Cell(word)) for row, word in zip(sheet.rows, words, strict=True))
+    )
 
 
 @app.command()
@@ -92,6 +108,47 @@ def rollback(*, wait: Wait = True, json: Json = False) -> None:
     """Return to the release that served before."""
     with open_client() as client:
         _finish(client, client.rollback(), open_screen(), wait=wait, json=json)
+
+
+@app.command()
+def pin(reference: Reference, *, json: Json = False) -> None:
+    """Keep a release's weights, whatever the disk budget says."""
+    _pin(reference, pinned=True, json=json)
+
+
+@app.command()
+def unpin(reference: Reference, *, json: Json = False) -> None:
+    """Let a release's weights be collected again."""
+    _pin(reference, pinned=False, json=json)
+
+
+def _pin(reference: str, *, pinned: bool, json: bool) -> None:
+    screen = open_screen()
+    with open_client() as client:
+        view = client.pin(reference, pinned=pinned)
+    if json:
+        screen.json(view)
+    else:
+        screen.line(f"{view.name} ({view.short}) {'is kept' if pinned else 'may be collected'}")
+
+
+@app.command()
+def gc(
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would go, and remove nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove the weights of old releases until the rest fits the disk budget; never of what serves or served before."""
+    screen = open_screen()
+    with open_client() as client:
+        view = client.collect(CollectRequest(dry_run=dry_run))
+    if json:
+        screen.json(view)
+        return
+    went = "would go" if dry_run else "went"
+    named = f": {', '.join(view.releases)}" if view.releases else ""
+    freed = f"{count(len(view.releases), 'release', 'releases')} {went}, {size(view.freed_bytes)}{named}"
+    screen.line(f"{freed}; {size(view.kept_bytes)} stay of a budget of {size(view.budget_bytes)}")
 
 
 def _finish(client: Client, asked: RolloutView, screen: Screen, *, wait: bool, json: bool) -> None:
@@ -124,5 +181,22 @@ def portrait(view: ReleaseView) -> Sheet:
         "engine image": view.engine_image,
         "came as": view.source,
         "created": clock(view.created_at),
+    }
+    facts |= {
+        key: text
+        for key, text in {
+            "system": view.system[:200],
+            "adapters": ", ".join(f"sha256:{one.sha256} ({size(one.size_bytes)})" for one in view.adapters),
+            "base": view.lineage.base,
+            "data": view.lineage.data,
+            "job": view.lineage.job,
+            "scores": ", ".join(f"{name} {score:g}" for name, score in sorted(view.lineage.scores.items())),
+            "signed by": view.signer,
+            "pinned": "yes, never collected" if view.pinned else "",
+            "collected": f"{clock(view.collected_at)}: its weights are gone, drop the file again"
+            if view.collected_at
+            else "",
+        }.items()
+        if text
     }
     return Sheet(("RELEASE", view.short), tuple((Cell(key), Cell(value)) for key, value in facts.items()))

@@ -1,4 +1,4 @@
-"""rollouts: owns `loopctl rollouts`: listing them, showing one, watching one."""
+"""rollouts: owns `loopctl rollouts`: listing them, showing one, watching one, turning one back."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from loopd.api.schema import RolloutList, RolloutView
-from loopd.cli.progress import draw, find_rollout, watch
+from loopd.cli.progress import draw, find_rollout, title, watch
 from loopd.cli.screen import Cell, Mood, Sheet, open_screen
 from loopd.cli.session import open_client
 from loopd.cli.words import clock, span
 
-app = typer.Typer(help="List rollouts, watch one live.", no_args_is_help=True)
+app = typer.Typer(help="List rollouts, watch one live, turn one back.", no_args_is_help=True)
 
 Number = Annotated[int, typer.Argument(metavar="ID", min=1, max=10**15 - 1, help="The rollout's number.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
@@ -64,6 +64,19 @@ def watch_rollout(
     with open_client() as client:
         code = watch(client, number or find_rollout(client, screen), screen, as_json=json)
     raise typer.Exit(code)
+
+
+@app.command()
+def abort(number: Number, *, json: Json = False) -> None:
+    """Turn a rollout back before its promotion: the old release gets all traffic at once."""
+    screen = open_screen()
+    with open_client() as client:
+        view = client.abort(number)
+    if json:
+        screen.json(view)
+    else:
+        screen.line(f"asked to turn back {title(view)}")
+        screen.line(f"`loopctl rollouts watch {view.id}` shows it")
 
 
 def sheet(views: list[RolloutView]) -> Sheet:
