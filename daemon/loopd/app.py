@@ -31,6 +31,7 @@ from loopd.backup_schedule import Backups
 from loopd.backups import open_shelf
 from loopd.bake import Baker
 from loopd.blobs import Blobs
+from loopd.boot import read_host_times
 from loopd.collect import Collector
 from loopd.config import ConfigError, Settings, load_settings
 from loopd.docker_engine import Connection, DockerEngine
@@ -63,6 +64,7 @@ from loopd.supervise import Supervisor
 from loopd.tap import open_tap
 from loopd.toolbox import Toolbox
 from loopd.units import AGENT_UID, GATEWAY_UID, Layout, agent_unit, engine_unit, gateway_unit, layout_of
+from loopd.vitals import Vitals
 from loopd.watch import Watcher
 
 EX_CONFIG = 78  # sysexits.h: the supervisor must not try again
@@ -187,6 +189,8 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             engine_unit=lambda release: engine_unit(settings, release),
             prepare_gateway=prepare_gateway,
             relist_s=settings.relist_s,
+            limits=settings.supervise,
+            host=read_host_times(engine_is_local=settings.docker_host is None),
             on_success=notifier.alive,
         )
         runner = Runner(
@@ -215,6 +219,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 in_place=settings.rollout.swap_in_place,
             ),
         )
+        vitals = Vitals(engine=engine, gateway=traffic, loader=loader, supervisor=supervisor, limits=settings.supervise)
         broker = Broker(
             settings=settings,
             layout=layout,
@@ -290,6 +295,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             supervisor=supervisor,
             background=(
                 ("supervise", supervisor.run_forever),
+                ("vitals", vitals.run_forever),
                 ("rollouts", runner.run_forever),
                 ("sandboxes", broker.run_forever),
                 ("incoming", watcher.run_forever),

@@ -199,7 +199,9 @@ def tell_state(state: Path) -> Told:
         if (fault := connection.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
             raise BackupDamagedError(f"state.db is damaged ({fault})")
         length, head, newest_at = 0, GENESIS, ""
-        for row in connection.execute("SELECT * FROM ledger ORDER BY seq"):
+        # The columns of every schema, so that a backup of an older one is read as it was written.
+        chain = "SELECT seq, at, event, subject, cause, correlation_id, detail, hash FROM ledger ORDER BY seq"
+        for row in connection.execute(chain):
             entry = Entry(**{**dict(row), "detail": json.loads(row["detail"])})
             if entry.digest(head) != entry.hash:
                 raise BackupDamagedError(f"entry {entry.seq} of the ledger does not fit the chain")

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import re
 import shutil
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import structlog
 
 from loopd.backup import (
     BackupError,
+    BackupFullError,
     Manifest,
     Reason,
     Sources,
@@ -33,6 +35,7 @@ from loopd.images import FILE as IMAGES_FILE
 
 FOLDER = "backups"
 DRAFT = ".draft"
+SCRATCH = ".verify-"  # only who holds the home's lock unpacks here, so what is found was left behind
 MOST_LISTED = 3000  # three reasons, a thousand of each at most
 _STAMP = "%Y%m%dT%H%M%S%fZ"
 _NAME = re.compile(r"^loopbox-(\d{8}T\d{12}Z)-(scheduled|command|upgrade)\.tar$")
@@ -103,9 +106,8 @@ class Shelf:
         """Return the newest backup that passes every check and that this loopd can read, None for none."""
         for stored in self.stored():
             try:
-                with tempfile.TemporaryDirectory(prefix="loopbox-verify-") as into:
-                    return stored, verify_backup(stored.path, Path(into))
-            except (BackupError, OSError) as error:
+                return stored, self._verify(stored.path)
+            except BackupError as error:
                 log.warning("backup.not_good", backup=stored.name, error=str(error))
         return None
 
@@ -121,7 +123,7 @@ class Shelf:
         if not stored:
             return ""
         if (good := self.newest_good()) is None:
-            return f"None of the {len(stored)} backups in {self.folder} is good for this loopd"
+            return f"None of the {len(stored)} backups in {self.folder} was found good for this loopd"
         newest, manifest = good
         return (
             f"The newest good backup is {newest.name}, with {manifest.ledger_length} ledger entries and "
@@ -130,20 +132,34 @@ class Shelf:
 
     def _holds(self, stored: Stored, schema: int) -> bool:
         """Tell whether a good backup is of the present state: a start that fails again and again pushes none out."""
-        with contextlib.suppress(BackupError), tempfile.TemporaryDirectory(prefix="loopbox-compare-") as folder:
-            there = verify_backup(stored.path, Path(folder))
-            copy = Path(folder, "now.db")
-            copy_state(self.sources.state, copy)
-            with copy.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with contextlib.suppress(BackupError, OSError, sqlite3.Error):
+            there = self._verify(stored.path)
+            with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=self.folder) as scratch:
+                copy = Path(scratch, "now.db")
+                copy_state(self.sources.state, copy)
+                with copy.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
             return there.state_schema == schema and digest == there.members[0].sha256
         return False
+
+    def _verify(self, path: Path) -> Manifest:
+        """Verify a backup wherever it can be unpacked: the disk may be full, or the system's own place read-only."""
+        try:
+            with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=self.folder) as into:
+                return verify_backup(path, Path(into))
+        except (BackupFullError, OSError):
+            try:
+                with tempfile.TemporaryDirectory(prefix="loopbox-verify-") as into:
+                    return verify_backup(path, Path(into))
+            except OSError as error:
+                raise BackupError(f"{path} cannot be unpacked anywhere: {error}") from error
 
     def _prepare(self, draft: Path) -> None:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.chmod(0o700)
-            shutil.rmtree(draft, ignore_errors=True)
+            for left in (draft, *self.folder.glob(f"{SCRATCH}*")):
+                shutil.rmtree(left, ignore_errors=True)
             draft.mkdir(mode=0o700)
         except OSError as error:
             raise BackupError(f"{draft} cannot be made: {error.strerror}. Check the folder's owner and mode") from error

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import docker
 import docker.errors
@@ -34,6 +34,7 @@ from loopd.engine import (
     Relist,
     StartFailedError,
     Unit,
+    Usage,
 )
 from loopd.errors import NotFoundError
 
@@ -50,7 +51,10 @@ RELIST_BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ACTIONS: dict[str, str] = {"start": "started", "die": "died", "oom": "oom", "destroy": "removed"}
+_ACTIONS: dict[str, str] = {"start": "started", "die": "died", "oom": "oom", "destroy": "removed"} | {
+    "kill": "killed",
+    "rename": "renamed",
+}
 _STATES = {
     "created": InstanceState.CREATED,
     "running": InstanceState.RUNNING,
@@ -122,6 +126,10 @@ class DockerEngine:
         """Return all our instances."""
         return await self._call(self._observe)
 
+    async def usage(self, unit: str) -> Usage:
+        """Return what the container uses."""
+        return await self._call(self._usage, unit)
+
     async def weigh(self, unit: str, weight: int) -> None:
         """Change the container's CPU shares."""
         await self._call(self._weigh, unit, weight)
@@ -147,7 +155,7 @@ class DockerEngine:
             if queue.full():  # the reader is slow: one Relist tells it as much as all of these
                 while not queue.empty():
                     queue.get_nowait()
-                item = Relist()
+                item = Relist(back=isinstance(item, Relist) and item.back)
             queue.put_nowait(item)
 
         reader = _EventReader(self._connection, lambda item: loop.call_soon_threadsafe(put, item))
@@ -197,10 +205,13 @@ class DockerEngine:
             raise ImageMissingError(f"image {reference} is not on this host: run `make images`") from error
 
     def _find(self, unit: str) -> Container | None:
+        """Return the unit's container, also one that somebody gave another name."""
         try:
             return self._docker.containers.get(self._name(unit))
         except docker.errors.NotFound:
-            return None
+            labels = [f"{LABEL_INSTANCE}={self._connection.instance}", f"{LABEL_UNIT}={unit}"]
+            listed = self._docker.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
+            return next((found for found in listed if LABEL_JOB not in found.labels), None)
 
     def _apply(self, unit: Unit) -> Instance:
         self._image_id(unit.image)  # before anything is removed for it
@@ -214,6 +225,8 @@ class DockerEngine:
             container = None
         if container is None:
             container = self._create(unit)
+        elif container.name != self._name(unit.name):
+            container.rename(self._name(unit.name))
         if container.status == "paused":
             container.unpause()
         elif container.status != "running":
@@ -294,6 +307,14 @@ class DockerEngine:
             error=str(state.get("Error") or ""),
         )
 
+    def _usage(self, unit: str) -> Usage:
+        container = self._find(unit)
+        if container is None:
+            raise NotFoundError(f"unit {unit} does not run")
+        told = cast("dict[str, Any]", container.stats(stream=False, one_shot=True))  # Any: the API's JSON
+        cpu = told.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage", 0)
+        return Usage(cpu_s=int(cpu) / 1e9, memory_bytes=int(told.get("memory_stats", {}).get("usage", 0)))
+
     def _weigh(self, unit: str, weight: int) -> None:
         if (container := self._find(unit)) is not None:
             container.update(cpu_shares=weight)
@@ -352,7 +373,7 @@ class _EventReader:
         failures = 0
         while not self._stopped.is_set():
             try:
-                self._read()
+                self._read(back=failures > 0)
                 failures = 0
             except RuntimeError:  # the loop is closed: nobody listens any more
                 return
@@ -370,13 +391,13 @@ class _EventReader:
             if failures:
                 self._stopped.wait(RELIST_BACKOFF_S[min(failures, len(RELIST_BACKOFF_S)) - 1])
 
-    def _read(self) -> None:
-        """Read one stream to its end."""
+    def _read(self, *, back: bool) -> None:
+        """Read one stream to its end. ``back``: the engine did not answer before."""
         client = self._connection.client(timeout=EVENT_SILENCE_S)
         try:
             ours = {"type": "container", "label": f"{LABEL_INSTANCE}={self._connection.instance}"}
             self._stream = client.events(decode=True, filters=ours)
-            self._put(Relist())
+            self._put(Relist(back=back))
             for raw in self._stream:
                 if (event := parse_event(raw)) is not None:
                     self._put(event)
@@ -393,12 +414,14 @@ def parse_event(raw: dict[str, Any]) -> Event | None:  # Any: the API's JSON
     unit = attributes.get(LABEL_UNIT)
     if action is None or not unit or LABEL_JOB in attributes:
         return None
-    exit_code = attributes.get("exitCode")
+    exit_code, signal = attributes.get("exitCode"), attributes.get("signal")
     return Event(
         unit=str(unit),
         action=action,  # type: ignore[arg-type]  # the table holds only the four literals
         at=datetime.fromtimestamp(raw.get("timeNano", 0) / 1e9, UTC),
+        container=str(raw.get("Actor", {}).get("ID", "")),
         exit_code=int(exit_code) if exit_code is not None and str(exit_code).isdigit() else None,
+        signal=int(signal) if signal is not None and str(signal).isdigit() else None,
     )
 
 

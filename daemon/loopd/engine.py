@@ -112,14 +112,26 @@ class Event:
     """Something happened to an instance."""
 
     unit: str
-    action: Literal["started", "died", "oom", "removed"]
+    action: Literal["started", "died", "oom", "removed", "killed", "renamed"]
     at: datetime
+    container: str = ""  #: its id
     exit_code: int | None = None
+    signal: int | None = None  #: of a "killed" one, which may live on
 
 
 @dataclass(frozen=True, slots=True)
 class Relist:
     """Events may have been missed: observe everything anew."""
+
+    back: bool = False  #: the engine had gone away and is back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an instance uses."""
+
+    cpu_s: float  #: seconds of CPU time since its start
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +181,10 @@ class Engine(Protocol):
         """Yield events for ever; a Relist first and after every gap."""
         ...
 
+    async def usage(self, unit: str) -> Usage:
+        """Return what a running unit uses at this moment. Raises NotFoundError."""
+        ...
+
     async def weigh(self, unit: str, weight: int) -> None:
         """Give a running unit another weight of CPU time than its limits say, until its end; absent is fine."""
         ...
@@ -195,6 +211,7 @@ class InMemoryEngine:
     instances: dict[str, Instance] = field(default_factory=dict)
     job_result: JobResult = field(default_factory=lambda: JobResult(exit_code=0, output=""))
     signals: list[tuple[str, str]] = field(default_factory=list)
+    usages: dict[str, Usage] = field(default_factory=dict)  #: by unit, for tests to set
     weights: dict[str, int] = field(default_factory=dict)  #: by unit, as weigh() set them
     internal_address: str = "127.0.0.1"
     _made: int = 0
@@ -258,6 +275,13 @@ class InMemoryEngine:
         finally:
             self._watchers.remove(queue)
 
+    async def usage(self, unit: str) -> Usage:
+        """Return what a test set, nothing else being used."""
+        self._require_up()
+        if unit not in self.instances:
+            raise NotFoundError(f"unit {unit} does not run")
+        return self.usages.get(unit, Usage(cpu_s=0.0, memory_bytes=0))
+
     async def weigh(self, unit: str, weight: int) -> None:
         """Record the weight."""
         self._require_up()
@@ -283,6 +307,11 @@ class InMemoryEngine:
         del timeout_s
         await self.image_id(unit.image)
         return self.job_result
+
+    def touch(self, unit: str, signal: int) -> None:
+        """Tell of a signal that somebody sent through the engine."""
+        container = self.instances[unit].id
+        self._emit(Event(unit=unit, action="killed", at=datetime.now(UTC), container=container, signal=signal))
 
     def die(self, unit: str, *, exit_code: int = 1, oom_killed: bool = False) -> None:
         """Let an instance end by itself, as a crash does."""

@@ -55,7 +55,7 @@ def build_metrics() -> Metrics:
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.02, 0.1),
             registry=registry,
         ),
-        restarts=Counter("loopbox_restarts", "Containers started again by loopd", ["unit"], registry=registry),
+        restarts=Counter("loopbox_restarts", "Containers started again by loopd", ["unit", "cause"], registry=registry),
         death_seen_seconds=Histogram(
             "loopbox_death_seen_seconds",
             "From a container's end to loopd's knowing",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from loopd.cause import CRASHES, Cause, Code
 from loopd.state import Database, now
 
 RESTARTS_READ = 32  # of a unit, newest; more would not change the back-off
@@ -17,6 +18,7 @@ class Restart:
     unit: str
     at: datetime
     cause: str
+    code: Code
 
 
 class Restarts:
@@ -25,17 +27,27 @@ class Restarts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def record(self, unit: str, cause: str) -> None:
+    async def record(self, unit: str, cause: Cause) -> None:
         """Write one down."""
-        await self._database.execute("INSERT INTO restarts (unit, at, cause) VALUES (?,?,?)", (unit, now(), cause))
+        await self._database.execute(
+            "INSERT INTO restarts (unit, at, cause, code) VALUES (?,?,?,?)",
+            (unit, now(), cause.words[:2000], cause.code.value),
+        )
 
     async def of(self, unit: str) -> list[Restart]:
         """Return the newest restarts of a unit, oldest first."""
         rows = await self._database.fetch_all(
-            "SELECT unit, at, cause FROM restarts WHERE unit = ? ORDER BY seq DESC LIMIT ?",
+            "SELECT unit, at, cause, code FROM restarts WHERE unit = ? ORDER BY seq DESC LIMIT ?",
             (unit, RESTARTS_READ),
         )
-        return [Restart(unit=r["unit"], at=datetime.fromisoformat(r["at"]), cause=r["cause"]) for r in reversed(rows)]
+        return [
+            Restart(unit=r["unit"], at=datetime.fromisoformat(r["at"]), cause=r["cause"], code=Code(r["code"]))
+            for r in reversed(rows)
+        ]
+
+    async def crashes(self, unit: str) -> list[datetime]:
+        """Return when the unit was started anew for its own fault, newest RESTARTS_READ, oldest first."""
+        return [restart.at for restart in await self.of(unit) if restart.code in CRASHES]
 
     async def count(self, unit: str) -> int:
         """Return how often a unit was restarted."""

@@ -72,14 +72,12 @@ class Rollouts:
         self.changed.set()
         return await self.get(row)
 
-    async def request_rollback(self) -> Rollout:
+    async def request_rollback(self, reason: str = "asked for by the operator") -> Rollout:
         """Queue the return to the release that served before. Raises NoRollbackError."""
         previous = (await self._registry.serving()).previous
         if previous is None:
             raise NoRollbackError("no other release has served before, so there is none to go back to")
-        return await self.request(
-            await self._registry.get(previous), kind="rollback", reason="asked for by the operator"
-        )
+        return await self.request(await self._registry.get(previous), kind="rollback", reason=reason)
 
     async def next(self) -> Rollout | None:
         """Return the rollout to run: the active one, else the waiting one, which becomes active."""

@@ -32,7 +32,7 @@ from loopd.rollout import Rollout, Rollouts
 from loopd.runner import Runner
 from loopd.sandbox import Broker
 from loopd.steps import detail, key, kind
-from loopd.supervise import Supervisor
+from loopd.supervise import Supervisor, metric_unit
 from loopd.units import AGENT, ENGINE_PREFIX, GATEWAY
 
 Role = Literal["champion", "candidate", "previous", "draining", "idle"]
@@ -90,7 +90,7 @@ class Status:
         if trouble := self.trouble():
             state, reason = "degraded" if state == "serving" else state, "; ".join(filter(None, (trouble, reason)))
         for service in services:
-            self.metrics.unit_ready.labels(unit=_metric_unit(service.name)).set(service.ready)
+            self.metrics.unit_ready.labels(unit=metric_unit(service.name)).set(service.ready)
         return StatusView(
             instance=self.settings.instance,
             version=version(),
@@ -110,6 +110,8 @@ class Status:
         instance = (sight.instances or {}).get(unit)
         ready, reason = readiness(unit, sight)
         history = await self.restarts.of(unit)
+        if not ready and await self.supervisor.looping(unit):
+            reason = f"{reason}; it is in a crash loop, `loopctl why {unit}` says more"
         return ServiceView(
             name=unit,
             state=instance.state.value if instance else "absent",
@@ -121,6 +123,7 @@ class Status:
             started_at=instance.started_at if instance else None,
             restarts=await self.restarts.count(unit),
             last_restart_cause=history[-1].cause if history else None,
+            last_restart_code=history[-1].code.value if history else None,
             last_restart_at=history[-1].at if history else None,
         )
 
@@ -262,8 +265,3 @@ def judge(sight: Sight, services: list[ServiceView], serving: Serving, active: R
     essential = {GATEWAY, engine_unit(serving.champion)}
     state: State = "down" if any(s.name in essential and not s.ready for s in services) else "degraded"
     return state, "; ".join(unready)
-
-
-def _metric_unit(unit: str) -> str:
-    """Keep the label's values few: all engines are one."""
-    return "engine" if unit.startswith(ENGINE_PREFIX) else unit

@@ -11,10 +11,13 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from loopd.boot import HostTimes
+from loopd.cause import CRASHES, Cause, Code, Evidence
+from loopd.config import SuperviseSettings
 from loopd.engine import Engine, Event, Instance, Relist, Unit
 from loopd.errors import LoopdError
 from loopd.gateway import GatewayDownError
@@ -22,17 +25,24 @@ from loopd.ledger import Ledger
 from loopd.loading import Loader
 from loopd.metrics import Metrics
 from loopd.registry import Registry
-from loopd.release import Release
+from loopd.release import SHORT, Release
+from loopd.release import engine_unit as engine_name
 from loopd.restarts import Restarts
 from loopd.rollout import Rollouts
 from loopd.routing import Routing
-from loopd.unit_plan import Apply, Remove, Wait, plan_units
+from loopd.unit_plan import BACKOFF_MOST_S, Apply, Past, Remove, Wait, is_looping, plan_units
 from loopd.units import ENGINE_PREFIX, GATEWAY, SANDBOX_PREFIX
 
 RETRY_S = 1.0  # after a reconcile that failed
+TOUCH_KEPT = timedelta(minutes=10)  # what somebody did to a unit longer ago did not end it
 GATEWAY_S = 5.0  # from its container's start to its admin socket
 
 log = structlog.get_logger("loopd.supervise")
+
+
+def metric_unit(unit: str) -> str:
+    """Keep a label's values few: all engines are one."""
+    return "engine" if unit.startswith(ENGINE_PREFIX) else unit
 
 
 @dataclass(kw_only=True)
@@ -51,11 +61,16 @@ class Supervisor:
     engine_unit: Callable[..., Unit]  #: the unit of a release
     prepare_gateway: Callable[[], object]  #: awaited before the gateway starts: its configuration must be on disk
     relist_s: float
+    limits: SuperviseSettings = field(default_factory=SuperviseSettings)
+    host: HostTimes = field(default_factory=HostTimes)
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     on_success: Callable[[], None] = lambda: None  #: after each reconcile that worked
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _mending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _wake_at: float | None = None
     _loaded: tuple[str, datetime | None] | None = None  #: container and start of the engine that was loaded last
+    _touched: dict[str, Event] = field(default_factory=dict)  #: by unit: what somebody did to it last
+    _engine_back_at: datetime | None = None
 
     async def run_forever(self) -> None:
         """Reconcile until cancelled."""
@@ -94,16 +109,18 @@ class Supervisor:
     async def reconcile(self) -> None:
         """Observe once, plan once, start what is to be mended. Raises EngineDownError."""
         await self.engine.open()
+        # What is being mended while we look is seen half-way; the end of its repair wakes us again.
+        half_way = set(self._mending)
         desired = await self.desired()
         theirs = await self._of_rollout() - {unit.name for unit in desired}
         observed = {
             i.unit: i
             for i in await self.engine.observe()
-            if not i.unit.startswith(SANDBOX_PREFIX) and i.unit not in theirs
+            if not i.unit.startswith(SANDBOX_PREFIX) and i.unit not in theirs | half_way
         }
-        histories = {unit.name: [r.at for r in await self.restarts.of(unit.name)] for unit in desired}
-        known = frozenset([u.name for u in desired if await self.ledger.last(u.name, "unit.")])
-        steps = plan_units(desired=desired, observed=observed, restarts=histories, known=known, now=datetime.now(UTC))
+        desired = [unit for unit in desired if unit.name not in half_way]
+        past = {unit.name: await self._past(unit.name) for unit in desired}
+        steps = plan_units(desired=desired, observed=observed, past=past, now=self.clock())
         self._wake_at = None
         for step in steps:
             match step:
@@ -112,11 +129,42 @@ class Supervisor:
                 case Remove(unit=name, cause=cause):
                     self._mend(name, self._remove(name, cause))
                 case Wait(until=until):
-                    delay = max(0.0, (until - datetime.now(UTC)).total_seconds())
+                    delay = max(0.0, (until - self.clock()).total_seconds())
                     self._wake_at = min(self._wake_at or delay, delay)
         if not steps and not self._mending:
             await self.routing.converge()
             await self._keep_loaded(observed)
+
+    async def looping(self, unit: str) -> bool:
+        """Tell whether a unit is in a crash loop."""
+        return (await self._past(unit)).looping
+
+    def loaded(self, instance: Instance) -> bool:
+        """Tell whether the champion's weights were brought into this run of its engine."""
+        return self._loaded == (instance.id, instance.started_at)
+
+    def replace(self, unit: Unit, instance: Instance, cause: Cause) -> None:
+        """Replace a unit that runs and does not work."""
+        self._mend(unit.name, self._replace(unit, instance, cause))
+
+    async def _replace(self, unit: Unit, instance: Instance, cause: Cause) -> None:
+        await self._write_down(unit.name, cause, instance)
+        await self.engine.remove(unit.name, grace_s=0)  # what hangs does not end by itself
+        await self._start(unit, cause)
+
+    async def _past(self, unit: str) -> Past:
+        crashes = await self.restarts.crashes(unit)
+        limits = self.limits
+        return Past(
+            crashes=crashes,
+            ran=await self.ledger.last(unit, "unit.") is not None,
+            evidence=Evidence(
+                touched=self._touched.get(unit),
+                booted_at=self.host.booted_at,
+                engine_back_at=self._engine_back_at or self.host.engine_started_at(),
+            ),
+            looping=is_looping(crashes, most=limits.crashes, window_s=limits.crash_window_s, now=self.clock()),
+        )
 
     def _mend(self, name: str, work: object) -> None:
         """Run one unit's repair, unless one is under way."""
@@ -139,26 +187,58 @@ class Supervisor:
 
     async def _apply(self, step: Apply, seen: Instance | None) -> None:
         """Start or restart one unit, then bring it into service."""
-        unit = step.unit
         if step.restart:
-            await self.restarts.record(unit.name, step.cause)
-            self.metrics.restarts.labels(unit=unit.name).inc()
-            await self.ledger.append(
-                "unit.restarted",
-                unit.name,
-                step.cause,
-                exit_code=seen.exit_code if seen else None,
-                oom_killed=seen.oom_killed if seen else False,
-            )
+            await self._write_down(step.unit.name, step.cause, seen)
+        await self._start(step.unit, step.cause if step.restart else None)
+
+    async def _write_down(self, unit: str, cause: Cause, seen: Instance | None) -> None:
+        """Record a restart, and whether it is one too many."""
+        await self.restarts.record(unit, cause)
+        self.metrics.restarts.labels(unit=metric_unit(unit), cause=cause.code.value).inc()
+        await self.ledger.append(
+            "unit.restarted",
+            unit,
+            cause.words,
+            code=cause.code.value,
+            exit_code=seen.exit_code if seen else None,
+            oom_killed=seen.oom_killed if seen else False,
+        )
+        if cause.code in CRASHES and (await self._past(unit)).looping:
+            await self._crash_loop(unit)
+
+    async def _crash_loop(self, unit: str) -> None:
+        """Say once that a unit keeps crashing; a champion that does is replaced by the release before it."""
+        limits = self.limits
+        since = self.clock() - timedelta(seconds=limits.crash_window_s)
+        told = await self.ledger.last(unit, "unit.crash_loop")
+        if told is not None and datetime.fromisoformat(told.at) > since:
+            return
+        await self.ledger.append(
+            "unit.crash_loop",
+            unit,
+            f"it crashed {limits.crashes} times within {limits.crash_window_s:g} s; from now on it is started again "
+            f"every {BACKOFF_MOST_S:g} s only",
+        )
+        serving = await self.registry.serving()
+        if serving.champion is None or engine_name(serving.champion) != unit or serving.previous is None:
+            return
+        for rollout in await self.rollouts.newest(10):
+            if rollout.kind == "rollback" and datetime.fromisoformat(rollout.created_at) > since:
+                return  # the release before was left for its own faults: no going to and fro
+        with contextlib.suppress(LoopdError):
+            await self.rollouts.request_rollback(f"release {serving.champion[:SHORT]} is in a crash loop")
+
+    async def _start(self, unit: Unit, cause: Cause | None) -> None:
+        """Bring a unit up; ``cause``: why it is started anew, None for a first start."""
         try:
             await self._bring_up(unit)
         except LoopdError as error:
             await self.ledger.append("unit.failed", unit.name, str(error)[:1000])
-            if not step.restart:  # a first start that failed counts, so that the next one waits
-                await self.restarts.record(unit.name, str(error)[:200])
+            if cause is None or cause.code not in CRASHES:  # a start that failed counts, so that the next one waits
+                await self.restarts.record(unit.name, Cause(Code.START_FAILED, str(error)[:200]))
             return
-        if not step.restart:
-            await self.ledger.append("unit.started", unit.name, step.cause)
+        if cause is None:
+            await self.ledger.append("unit.started", unit.name, "first start")
 
     async def _bring_up(self, unit: Unit) -> None:
         if unit.name.startswith(ENGINE_PREFIX):
@@ -214,13 +294,19 @@ class Supervisor:
     async def _watch(self) -> None:
         async for event in self.engine.watch():
             match event:
-                case Relist():
+                case Relist(back=back):
                     self.metrics.relists.inc()
+                    if back:
+                        self._engine_back_at = self.clock()
                 case Event(unit=unit) if unit.startswith(SANDBOX_PREFIX):
+                    continue
+                case Event(action="killed", unit=unit):
+                    self._touched[unit] = event
                     continue
                 case Event(action="died" | "oom" | "removed"):
                     delay = (datetime.now(UTC) - event.at).total_seconds()
                     self.metrics.death_seen_seconds.observe(max(0.0, delay))
+                    self._touched = {name: e for name, e in self._touched.items() if event.at - e.at < TOUCH_KEPT}
                     log.info("unit.ended", unit=event.unit, action=event.action, exit_code=event.exit_code)
             self._wake.set()
 

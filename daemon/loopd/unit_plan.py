@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
+from loopd.cause import NOTHING, SLACK, Cause, Code, Evidence, explain_end
 from loopd.engine import Instance, InstanceState, Unit
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 60.0
 STABLE_S = 10.0  # an instance that ran this long is not part of a crash loop
-
-SIGNAL_BASE = 128  # a shell's way of saying "ended by signal n" is exit code 128 + n
-SIGNALS = {1: "SIGHUP", 2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +20,7 @@ class Apply:
     """Bring a unit to running, for this reason."""
 
     unit: Unit
-    cause: str
+    cause: Cause
     restart: bool  #: it ran before: count it and write it down
 
 
@@ -32,7 +30,7 @@ class Wait:
 
     unit: str
     until: datetime
-    cause: str
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,28 +61,34 @@ def _delay(failures: int) -> float:
     return min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 16))
 
 
-def plan_units(
-    *,
-    desired: Sequence[Unit],
-    observed: Mapping[str, Instance],
-    restarts: Mapping[str, Sequence[datetime]],
-    known: frozenset[str],
-    now: datetime,
-) -> tuple[UnitStep, ...]:
-    """Return what to do to each unit that is not as desired.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What is remembered of a unit."""
 
-    restarts: by unit, oldest first. known: units that ran before, as the ledger tells, so that an absent one is a
-    loss and not a first start.
-    """
+    crashes: Sequence[datetime] = ()  #: when it was started anew for its own fault, oldest first
+    ran: bool = False  #: before, so that an absent one is a loss and not a first start
+    evidence: Evidence = NOTHING
+    looping: bool = False  #: it crashed too often: restarts go on, but seldom
+
+
+def is_looping(crashes: Sequence[datetime], *, most: int, window_s: float, now: datetime) -> bool:
+    """Tell whether a unit crashed ``most`` times or more within the last ``window_s`` seconds."""
+    return sum((now - at).total_seconds() <= window_s for at in crashes) >= most
+
+
+def plan_units(
+    *, desired: Sequence[Unit], observed: Mapping[str, Instance], past: Mapping[str, Past], now: datetime
+) -> tuple[UnitStep, ...]:
+    """Return what to do to each unit that is not as desired."""
     steps: list[UnitStep] = []
     for unit in desired:
-        instance = observed.get(unit.name)
-        if instance is None and unit.name not in known:
-            steps.append(Apply(unit=unit, cause="first start", restart=False))
+        instance, before = observed.get(unit.name), past.get(unit.name, Past())
+        if instance is None and not before.ran:
+            steps.append(Apply(unit=unit, cause=Cause(Code.UNKNOWN, "first start"), restart=False))
             continue
-        if (cause := _why(unit, instance)) is None:
+        if (cause := _why(unit, instance, before.evidence)) is None:
             continue
-        due = _due(restarts.get(unit.name, ()), instance, now)
+        due = _due(before, instance, now)
         if due > now:
             steps.append(Wait(unit=unit.name, until=due, cause=cause))
         else:
@@ -94,31 +98,26 @@ def plan_units(
     return tuple(steps)
 
 
-def _why(unit: Unit, instance: Instance | None) -> str | None:
+def _why(unit: Unit, instance: Instance | None, evidence: Evidence) -> Cause | None:
     """Say why a unit must be started anew, None when it is as desired."""
     if instance is None or instance.state is not InstanceState.RUNNING:
-        return explain_end(instance)
-    return "its configuration changed" if instance.fingerprint != unit.fingerprint else None
+        return explain_end(instance, evidence)
+    if instance.fingerprint != unit.fingerprint:
+        return Cause(Code.CONFIGURATION, "its configuration changed")
+    return None
 
 
-def _due(history: Sequence[datetime], instance: Instance | None, now: datetime) -> datetime:
+def _due(past: Past, instance: Instance | None, now: datetime) -> datetime:
     """Return when the next restart may be: at once after a long run, else after the back-off."""
-    ran_from = instance.started_at if instance else None
-    if not history or (ran_from and (now - ran_from).total_seconds() > STABLE_S + BACKOFF_MOST_S):
+    if not past.crashes:
         return now
-    return history[-1] + timedelta(seconds=backoff(history))
-
-
-def explain_end(instance: Instance | None) -> str:
-    """Say why an instance does not run."""
-    if instance is None:
-        return "its container was removed by someone else"
-    if instance.oom_killed:
-        return "out of memory (its limit was reached)"
-    if instance.state is InstanceState.CREATED:
-        return "its container was made but never started" + (f": {instance.error}" if instance.error else "")
-    if instance.exit_code is None:
-        return "it is not running"
-    if (name := SIGNALS.get(instance.exit_code - SIGNAL_BASE)) is not None:
-        return f"ended by {name} (exit code {instance.exit_code})"
-    return f"exited with code {instance.exit_code}"
+    last = past.crashes[-1]
+    if past.looping:
+        return last + timedelta(seconds=BACKOFF_MOST_S)
+    # A long run counts only if it is the one that the last restart began: an old container that lies about, ended,
+    # must not look like one.
+    if instance and instance.started_at and instance.started_at + SLACK >= last:
+        ran = (instance.finished_at or now) - instance.started_at
+        if ran.total_seconds() > STABLE_S + BACKOFF_MOST_S:
+            return now
+    return last + timedelta(seconds=backoff(past.crashes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 import aiohttp
 import pytest
@@ -273,6 +275,73 @@ async def test_killed_at_any_moment_there_is_a_whole_backup_or_none(
     verify(stored.path, tmp_path / "v")
 
 
+RESTORE = """
+import sys
+from pathlib import Path
+from loopd import restore
+from loopd.backups import open_shelf
+from loopd.config import config_path, load_settings
+from loopd.units import layout_of
+place = {place!s}
+real = getattr(place, "{name}")
+calls = 0
+def stop(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == {call}:
+        print("here", flush=True)
+        sys.stdin.read()
+    return real(*args, **kwargs)
+setattr(place, "{name}", stop)
+settings = load_settings()
+restore.restore_backup(open_shelf(settings).stored()[0].path, layout_of(settings), config_path())
+print("done", flush=True)
+"""
+
+
+def first_word(lines: IO[bytes]) -> bytes:
+    """Return the first line that is not of the log."""
+    return next((line for line in lines if line in (b"here\n", b"done\n")), b"")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "call"),
+    [
+        ("restore", "verify_backup", 1),
+        ("restore", "_adopt", 1),
+        ("restore", "_swap", 1),
+        ("Path", "hardlink_to", 1),
+        ("Path", "unlink", 2),  # between the two files of the log
+        ("Path", "replace", 1),
+        ("restore", "sync_folder", 1),
+    ],
+)
+async def test_a_restore_killed_at_any_moment_leaves_a_whole_state_and_can_be_done_again(
+    layout: Layout, shelf: Shelf, place: str, name: str, call: int
+) -> None:
+    async with open_database(layout.state) as database:
+        await fill(database)
+        await asyncio.to_thread(shelf.make, "command")
+        await Ledger(database).append("test.late", "x", "y")
+    for _ in range(2):
+        with subprocess.Popen(  # noqa: ASYNC220 starting it does not wait
+            [sys.executable, "-c", RESTORE.format(place=place, name=name, call=call)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        ) as process:
+            assert process.stdout is not None
+            assert await asyncio.to_thread(first_word, process.stdout) == b"here\n"
+            process.send_signal(signal.SIGKILL)
+        assert await champion(layout) == B.id
+        async with open_database(layout.state) as database:
+            events = [entry.event for entry in await Ledger(database).read()]
+        assert events[-1] == ("state.restored" if name == "sync_folder" else "test.late")
+    await asyncio.to_thread(restore_backup, shelf.stored()[0].path, layout, layout.home / "loopbox.toml")
+    assert await champion(layout) == B.id
+    assert not (layout.home / ".restore").exists()
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
@@ -295,6 +364,17 @@ async def test_on_a_full_disk_no_half_backup_stays_and_the_error_says_so(
         await asyncio.to_thread(full.make, "command")
     assert (caught.value.code, caught.value.status) == ("backup_no_space", 507)
     assert list(full.folder.iterdir()) == []
+
+
+async def test_with_the_disk_full_the_last_good_backup_is_still_named(
+    state: Database, shelf: Shelf, tiny_disk: Path
+) -> None:
+    small = Shelf(folder=tiny_disk / "backups", sources=shelf.sources, keep=3)
+    stored, _ = await asyncio.to_thread(small.make, "command")
+    with contextlib.suppress(OSError):
+        (tiny_disk / "ballast").write_bytes(bytes(1 << 20))
+    assert stored.name in await asyncio.to_thread(small.advice)
+    assert [path.name for path in small.folder.iterdir()] == [stored.name]
 
 
 async def test_the_schedule_counts_what_was_made_before_a_restart(state: Database, shelf: Shelf) -> None:
@@ -365,6 +445,25 @@ async def test_before_a_schema_upgrade_the_old_state_is_kept_once(
             pass
     await asyncio.to_thread(restore_backup, shelf.stored()[0].path, layout, layout.home / "loopbox.toml")
     assert await champion(layout) == B.id
+
+
+async def test_a_backup_of_the_first_schema_is_verified_and_restored_into_the_newest(
+    layout: Layout, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = migrations()
+    monkeypatch.setattr("loopd.state.migrations", lambda: newest[:1])
+    async with open_database(layout.state) as database:
+        await Ledger(database).append("test.happened", "x", "y")
+    stored, _ = await asyncio.to_thread(shelf.make, "command")
+    monkeypatch.undo()
+    assert verify(stored.path, tmp_path / "v").state_schema == 1
+    await asyncio.to_thread(restore_backup, stored.path, layout, layout.home / "loopbox.toml")
+    async with open_database(layout.state) as database:
+        row = await database.fetch_one("PRAGMA user_version")
+        assert row is not None
+        assert row[0] == newest[-1][0]
+        assert [entry.event for entry in await Ledger(database).read()] == ["test.happened", "state.restored"]
+        assert await Ledger(database).verify() is None
 
 
 async def test_no_upgrade_without_a_backup(layout: Layout, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from loopd.engine import (
     Mount,
     Relist,
     Unit,
+    Usage,
 )
 from loopd.errors import NotFoundError
 
@@ -130,6 +131,35 @@ async def test_watching_tells_of_a_death_after_a_first_relist(bench: Bench) -> N
         await events.aclose()  # type: ignore[attr-defined]  # both sides are generators
 
 
+async def test_watching_tells_who_sent_a_signal(bench: Bench) -> None:
+    """A unit that somebody stopped by hand did not crash."""
+    instance = await bench.engine.apply(unit())
+    events = bench.engine.watch()
+    async with asyncio.timeout(10):
+        assert isinstance(await anext(events), Relist)
+        if isinstance(bench.engine, InMemoryEngine):
+            bench.engine.touch("agent", 9)
+        else:
+            await bench.kill("agent")
+        async for event in events:
+            if isinstance(event, Event) and event.action == "killed":
+                assert (event.unit, event.container, event.signal) == ("agent", instance.id, 9)
+                break
+    with contextlib.suppress(AttributeError):
+        await events.aclose()  # type: ignore[attr-defined]  # both sides are generators
+
+
+async def test_usage_is_of_what_runs(bench: Bench) -> None:
+    await bench.engine.apply(unit())
+    if isinstance(bench.engine, InMemoryEngine):
+        bench.engine.usages["agent"] = Usage(cpu_s=0.1, memory_bytes=1 << 20)
+    used = await bench.engine.usage("agent")
+    assert 0 < used.cpu_s < 60
+    assert 0 < used.memory_bytes < 64 << 20
+    with pytest.raises(NotFoundError, match="nobody"):
+        await bench.engine.usage("nobody")
+
+
 async def test_a_signal_to_what_does_not_run_is_refused(bench: Bench) -> None:
     with pytest.raises(NotFoundError, match="agent"):
         await bench.engine.signal("agent", "SIGUSR2")
@@ -199,6 +229,74 @@ async def test_a_foreign_container_of_the_same_name_is_not_touched() -> None:
         client.networks.get(f"{instance}-internal").remove()
         client.close()
         await engine.close()
+
+
+@dataclass
+class Real:
+    """Real Docker, and a client beside loopd's: an operator's."""
+
+    engine: DockerEngine
+    instance: str
+    operator: docker.DockerClient
+
+    async def hand(self, act: str, *values: object, name: str = "agent") -> None:
+        """Have the operator do something to a container."""
+        found = await asyncio.to_thread(self.operator.containers.get, f"{self.instance}-{name}")
+        await asyncio.to_thread(getattr(found, act), *values)
+
+    def names(self) -> set[str]:
+        listed = self.operator.containers.list(all=True, filters={"label": f"{LABEL_INSTANCE}={self.instance}"})
+        return {str(found.name) for found in listed}
+
+
+@pytest.fixture
+async def real() -> AsyncIterator[Real]:
+    made = Real(DockerEngine(Connection(None, instance := f"t{secrets.token_hex(4)}")), instance, docker.from_env())
+    await made.engine.open()
+    try:
+        yield made
+    finally:
+        await made.engine.close()
+        for container in made.operator.containers.list(all=True, filters={"label": f"{LABEL_INSTANCE}={instance}"}):
+            container.remove(force=True)
+        made.operator.networks.get(f"{instance}-internal").remove()
+        made.operator.close()
+
+
+@pytest.mark.docker
+async def test_a_container_that_someone_renamed_is_the_same_and_gets_its_name_back(real: Real) -> None:
+    first = await real.engine.apply(unit())
+    await real.hand("rename", f"{real.instance}-mine")
+    assert [(i.unit, i.id) for i in await real.engine.observe()] == [("agent", first.id)]
+    assert (await real.engine.apply(unit())).id == first.id
+    assert real.names() == {f"{real.instance}-agent"}
+    await real.hand("rename", f"{real.instance}-mine")
+    await real.engine.remove("agent", grace_s=0)
+    assert real.names() == set()
+
+
+@pytest.mark.docker
+async def test_a_container_that_someone_paused_goes_on_or_is_removed(real: Real) -> None:
+    first = await real.engine.apply(unit())
+    await real.hand("pause")
+    assert (await real.engine.usage("agent")).cpu_s >= 0
+    assert (await real.engine.apply(unit())).id == first.id
+    await real.hand("reload")
+    assert real.operator.containers.get(first.id).status == "running"
+    await real.hand("pause")
+    async with asyncio.timeout(10):
+        await real.engine.remove("agent", grace_s=0)
+    assert real.names() == set()
+
+
+@pytest.mark.docker
+async def test_a_process_that_was_stopped_does_not_hold_up_its_removal(real: Real) -> None:
+    """It answers no SIGTERM."""
+    await real.engine.apply(unit())
+    await real.hand("kill", "SIGSTOP")
+    async with asyncio.timeout(10):
+        await real.engine.remove("agent", grace_s=0)
+    assert real.names() == set()
 
 
 @pytest.mark.parametrize("url", ["unix:///no/such/docker.sock"])

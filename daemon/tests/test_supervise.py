@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from loopd.cause import Cause, Code
+from loopd.config import SuperviseSettings
 from loopd.engine import InMemoryEngine, Instance, InstanceState, Limits, Unit
 from loopd.gateway import InMemoryGateway
 from loopd.ledger import Ledger
@@ -23,7 +25,7 @@ from loopd.supervise import Supervisor
 from samples import make_release
 
 IMAGE = "image"
-A = make_release("alpha")
+A, B = make_release("alpha"), make_release("beta")
 
 
 def unit(name: str, image: str = IMAGE) -> Unit:
@@ -107,6 +109,7 @@ async def bench(database: Database) -> AsyncIterator[Bench]:
         engine_unit=lambda release: unit(release.unit),
         prepare_gateway=prepare,
         relist_s=0.2,
+        limits=SuperviseSettings(crashes=3, crash_window_s=60),
     )
     await registry.add(A, source="a.gguf")
     await registry.promote(A.id)
@@ -229,3 +232,83 @@ async def test_a_gateway_that_is_down_for_a_moment_gets_its_routes_later(bench: 
     bench.gateway.down = False
     address = f"{bench.engine.instances['agent'].address}:8000"
     await bench.until(lambda: bench.gateway.servers["agent", "agent"].address == address)
+
+
+async def test_what_someone_did_by_hand_is_told_and_is_no_crash(bench: Bench) -> None:
+    await everything_up(bench)
+    bench.engine.touch("agent", 15)
+    bench.engine.die("agent", exit_code=143)
+    await bench.until(lambda: bench.running("agent"))
+    (restart,) = await bench.restarts.of("agent")
+    assert restart.code is Code.OPERATOR
+    assert await bench.restarts.crashes("agent") == []
+
+
+async def crash(bench: Bench, name: str, times: int) -> None:
+    for _ in range(times):
+        before = await bench.restarts.count(name)
+        bench.engine.die(name, exit_code=1)
+        async with asyncio.timeout(10):
+            while await bench.restarts.count(name) == before or not bench.running(name):
+                await asyncio.sleep(0.005)
+
+
+async def test_a_crash_loop_is_told_once_and_restarts_go_on(bench: Bench) -> None:
+    await everything_up(bench)
+    await crash(bench, "agent", 3)
+    assert await bench.supervisor.looping("agent")
+    bench.engine.die("agent", exit_code=1)
+    told = [e for e in await bench.ledger.read(limit=500) if e.event == "unit.crash_loop"]
+    assert [e.subject for e in told] == ["agent"]
+    assert "3 times within 60 s" in told[0].cause
+
+
+async def test_a_champion_in_a_crash_loop_gives_way_to_the_release_before(bench: Bench) -> None:
+    await bench.registry.add(B, source="b.gguf")
+    await bench.registry.promote(B.id)
+    bench.supervisor.poke()
+    await bench.until(lambda: bench.running(B.unit) and bench.loader.loaded > 0)
+    await crash(bench, B.unit, 3)
+    waiting = (await bench.rollouts.newest(1))[0]
+    assert (waiting.kind, waiting.candidate) == ("rollback", A.id)
+    assert "crash loop" in waiting.reason
+
+
+async def test_two_bad_releases_do_not_take_turns(bench: Bench) -> None:
+    """The release before was left for its own faults a moment ago: going back to it would never end."""
+    await bench.registry.add(B, source="b.gguf")
+    await bench.registry.promote(B.id)
+    await bench.rollouts.request_rollback("release b is in a crash loop")
+    bench.supervisor.poke()
+    await bench.until(lambda: bench.running(B.unit) and bench.loader.loaded > 0)
+    before = len(await bench.rollouts.newest())
+    await crash(bench, B.unit, 3)
+    assert await bench.ledger.last(B.unit, "unit.crash_loop") is not None
+    assert len(await bench.rollouts.newest()) == before
+
+
+async def test_what_runs_and_does_not_work_is_replaced(bench: Bench) -> None:
+    await everything_up(bench)
+    broken = bench.engine.instances[A.unit]
+    await bench.until(lambda: bench.supervisor.loaded(broken))
+    await bench.until(lambda: not bench.supervisor._mending)
+    bench.supervisor.replace(unit(A.unit), broken, Cause(Code.WEDGED, "no token"))
+    await bench.until(lambda: bench.running(A.unit) and bench.engine.instances[A.unit].id != broken.id)
+    entry = await bench.ledger.last(A.unit, "unit.restarted")
+    assert entry is not None
+    assert (entry.cause, entry.detail["code"]) == ("no token", "wedged")
+
+
+async def test_only_a_reconcile_that_worked_keeps_the_watchdog_quiet(bench: Bench) -> None:
+    pings: list[int] = []
+    bench.supervisor.on_success = lambda: pings.append(1)
+    await everything_up(bench)
+    await bench.until(lambda: bool(pings))
+    bench.engine.down = True
+    await asyncio.sleep(0.3)
+    pings.clear()
+    bench.supervisor.poke()
+    await asyncio.sleep(0.3)
+    assert not pings
+    bench.engine.down = False
+    await bench.until(lambda: bool(pings))

@@ -1,4 +1,4 @@
-"""Docker's socket is slow, breaks off, says 500 to what it did or nothing at all: nothing is doubled, traffic goes on."""
+"""Docker's socket is slow, breaks off, says 500 to what it did or nothing at all: nothing doubles, traffic goes on."""
 
 from __future__ import annotations
 

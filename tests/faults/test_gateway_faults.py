@@ -16,8 +16,8 @@ from faults.rig import Rig, wait_for
 
 pytestmark = [pytest.mark.docker]
 
-RELOADS = 5
-LONG_ANSWER = 400  # tokens
+RELOADS = 10
+LONG_ANSWER = 1500  # tokens
 OUTAGE_S = 3.0
 
 
@@ -27,6 +27,7 @@ def tell_master(rig: Rig, command: str) -> str:
         master.settimeout(5)
         master.connect(str(rig.run_dir / "gateway" / "master.sock"))
         master.sendall(f"{command}\n".encode())
+        master.shutdown(socket.SHUT_WR)  # or it waits for the next command
         return b"".join(iter(lambda: master.recv(65536), b"")).decode()
 
 

@@ -42,6 +42,7 @@ class ServiceView(Body):
     started_at: datetime | None
     restarts: int = Field(description="since the state was made")
     last_restart_cause: str | None
+    last_restart_code: str | None = Field(default=None, description="a stable word for the cause")
     last_restart_at: datetime | None
 
 

@@ -249,5 +249,5 @@ def _tell(screen: Screen, path: Path, told: Restored) -> None:
     if len(told.missing) > MOST_MISSING:
         screen.line(f"and {len(told.missing) - MOST_MISSING} more; --json lists them all", "bad")
     if told.missing:
-        screen.line("drop those files into models/incoming once loopd runs: the same file with the same sidecar is the same release")
+        screen.line("drop those files into models/incoming once loopd runs: same file and sidecar, same release")
     screen.line("now start loopd: `make up`")

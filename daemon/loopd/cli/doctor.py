@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -46,14 +47,13 @@ def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON.")] 
     from loopd.cli.host_commands import SystemCommands  # noqa: PLC0415 as above
     from loopd.docker_engine import Connection  # noqa: PLC0415 as above
     from loopd.docker_images import DockerImages  # noqa: PLC0415 as above
-    from loopd.host import Places, find_repository  # noqa: PLC0415 as above
+    from loopd.host import Places  # noqa: PLC0415 as above
 
     screen = open_screen()
     settings = read_settings()
     connection = Connection(settings.docker_host, settings.instance)
-    findings = examine(
-        look(settings, Places(repository=find_repository()), SystemCommands(), lambda: DockerImages(connection))
-    )
+    places = Places(repository=Path("/"))  # no checkout is looked at, so that none is needed
+    findings = examine(look(settings, places, SystemCommands(), lambda: DockerImages(connection)))
     healthy = all(finding.verdict != "fail" for finding in findings)
     if json:
         views = [FindingView.model_validate(finding, from_attributes=True) for finding in findings]

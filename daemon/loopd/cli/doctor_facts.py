@@ -1,4 +1,4 @@
-"""doctor_facts: owns what `loopctl doctor` knows of a host: one snapshot, looked at once. None: it could not be seen."""
+"""doctor_facts: owns what `loopctl doctor` knows of a host: one snapshot. None: it could not be seen."""
 
 from __future__ import annotations
 

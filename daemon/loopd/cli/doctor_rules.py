@@ -187,8 +187,11 @@ def ports(facts: Facts) -> Finding:
 def permissions(facts: Facts) -> Finding:
     """Judge directories, sockets and the token."""
     faults = [fault for place in facts.places for fault in _place_faults(place, facts)]
+    there = [place for place in facts.places if place.found_mode is not None]
+    if not faults and not there:
+        return Finding("permissions", "skip", "nothing is there yet")
     if not faults:
-        return Finding("permissions", "ok", count(len(facts.places), "place", "places") + " as they should be")
+        return Finding("permissions", "ok", count(len(there), "place", "places") + " as they should be")
     # loopd sets modes and owners when it starts; a token that others read must be changed besides.
     open_token = any(fault.startswith("control.token") and "mode" in fault for fault in faults)
     more = "; then delete control.token and restart loopd: others could read it" if open_token else ""
@@ -267,17 +270,15 @@ def loopd(facts: Facts) -> Finding:
     """Judge the daemon."""
     it = facts.loopd
     if it is None:
-        return Finding(
-            "loopd", "fail", facts.loopd_trouble, "`make up` starts it; containers that serve go on serving without it"
-        )
+        return Finding("loopd", "fail", facts.loopd_trouble, "`make up`; its log, or `journalctl -u loopd`, says why")
     found = f"{it.version}, {it.state}{f': {it.reason}' if it.reason else ''}"
     if it.version != facts.version:
         return Finding("loopd", "warn", f"{found}; loopctl is {facts.version}", "`make up` restarts it on this version")
     if it.state == "down":
         return Finding("loopd", "fail", found, "`loopctl why gateway`, `loopctl events`")
-    return Finding(
-        "loopd", "ok" if it.state == "serving" else "warn", found, "" if it.state == "serving" else "see below"
-    )
+    if it.state != "serving":
+        return Finding("loopd", "warn", found, "see what is below")
+    return Finding("loopd", "ok", found)
 
 
 def gateway(facts: Facts) -> Finding:

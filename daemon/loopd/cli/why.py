@@ -40,6 +40,7 @@ _VERBS = {
     "rollout.started": "is being rolled out",
     "rollout.superseded": "has a rollout that another took the place of",
     "sandbox.exec": "ran a command",
+    "unit.crash_loop": "is in a crash loop",
     "unit.failed": "could not be started",
     "unit.removed": "was removed",
     "unit.restarted": "was restarted",

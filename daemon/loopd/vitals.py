@@ -1,0 +1,193 @@
+"""vitals: owns telling whether what runs also works: the gateway's probes of each unit, real tokens of the champion.
+
+An engine in a deadlock answers its status pages for hours; only a generation tells. One that does not answer in time
+may be busy, so its CPU time decides: who uses none does not work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from loopd.cause import Cause, Code
+from loopd.config import SuperviseSettings
+from loopd.engine import Engine, Instance, InstanceState, Unit
+from loopd.errors import LoopdError
+from loopd.gateway import Gateway, Pool, Server, ServerState
+from loopd.loading import Loader
+from loopd.ollama import EngineAnswerError
+from loopd.supervise import Supervisor
+from loopd.units import AGENT, ENGINE_PREFIX
+
+LOOK_S = 1.0
+DEAD_SHARE = 0.01  # of one core: it is stopped
+IDLE_SHARE = 0.10  # of one core: it may be waiting for a GPU, so a second probe decides
+
+log = structlog.get_logger("loopd.vitals")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unanswered:
+    """A probe without an answer."""
+
+    waited_s: float
+    cpu_s: float  #: that the container used meanwhile
+    in_a_row: int  #: with those right before
+    silent_s: float  #: since the last answer, or since it was loaded
+    error: str
+
+
+def judge_probe(probe: Unanswered, limits: SuperviseSettings) -> Cause | None:
+    """Say what is wrong with an engine that did not answer a probe, None while it may only be busy."""
+    if probe.waited_s < limits.probe_deadline_s:
+        # It answered at once, with an error; the engine mends its runner by itself, if it can.
+        if probe.silent_s >= limits.unhealthy_s:
+            return Cause(Code.UNHEALTHY, f"it generates nothing since {probe.silent_s:.0f} s: {probe.error}")
+        return None
+    share = probe.cpu_s / probe.waited_s
+    if share < DEAD_SHARE or (share < IDLE_SHARE and probe.in_a_row > 1):
+        return Cause(
+            Code.WEDGED,
+            f"no token within {probe.waited_s:.1f} s while it used {share:.0%} of a core: it hangs",
+        )
+    if probe.silent_s >= limits.stuck_s:
+        return Cause(Code.WEDGED, f"no token for {probe.silent_s:.0f} s, although it is busy")
+    return None
+
+
+@dataclass(slots=True)
+class Health:
+    """What the gateway's probe found of one run of a unit. Monotonic seconds."""
+
+    since: float
+    was_up: bool = False
+    down_since: float | None = None
+
+    def see(self, *, up: bool, now: float) -> None:
+        """Take one look into account."""
+        self.was_up = self.was_up or up
+        self.down_since = None if up else (self.down_since if self.down_since is not None else now)
+
+    def judge(self, limits: SuperviseSettings, now: float) -> Cause | None:
+        """Say that it is unhealthy. A slow starter is not, before its grace is over."""
+        if self.down_since is None or now - self.down_since < limits.unhealthy_s:
+            return None
+        if not self.was_up and now - self.since < limits.grace_s:
+            return None
+        return Cause(Code.UNHEALTHY, f"the gateway's probe finds it down for {now - self.down_since:.0f} s")
+
+
+@dataclass(kw_only=True)
+class Vitals:
+    """Watches; the supervisor replaces."""
+
+    engine: Engine
+    gateway: Gateway
+    loader: Loader
+    supervisor: Supervisor
+    limits: SuperviseSettings
+    clock: Callable[[], float] = time.monotonic
+    _health: dict[tuple[str, str], Health] = field(default_factory=dict)
+
+    async def run_forever(self) -> None:
+        """Watch until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_health())
+            group.create_task(self._watch_champion())
+
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self.look()
+            except LoopdError as error:  # engine or gateway away: the supervisor sees to that
+                log.info("vitals.postponed", error=str(error))
+                self._health.clear()
+
+    async def look(self) -> None:
+        """Compare what runs with what the gateway's probes find, once."""
+        servers = {(s.pool, s.server): s for s in await self.gateway.observe()}
+        running = await self._running()
+        kept: dict[tuple[str, str], Health] = {}
+        for unit, instance in running:
+            server = _server(unit.name, servers)
+            if server is None:
+                continue
+            run = (instance.id, str(instance.started_at))
+            health = kept[run] = self._health.get(run, Health(since=self.clock()))
+            health.see(up=server.state is not ServerState.DOWN, now=self.clock())
+            if (cause := health.judge(self.limits, self.clock())) is not None:
+                self.supervisor.replace(unit, instance, cause)
+                del kept[run]
+        self._health = kept
+
+    async def _watch_champion(self) -> None:
+        asked: tuple[str, str] | None = None
+        answered_at, in_a_row = 0.0, 0
+        while True:
+            await asyncio.sleep(0 if in_a_row else self.limits.probe_s)
+            try:
+                found = await self._champion()
+                if found is None:
+                    in_a_row = 0
+                    continue
+                unit, instance = found
+                if (run := (instance.id, str(instance.started_at))) != asked:
+                    asked, answered_at, in_a_row = run, self.clock(), 0
+                unanswered = await self._ask(unit, instance)
+            except LoopdError as error:
+                log.info("vitals.postponed", error=str(error))
+                in_a_row = 0
+                continue
+            if unanswered is None:
+                answered_at, in_a_row = self.clock(), 0
+                continue
+            waited_s, cpu_s, error_text = unanswered
+            in_a_row = in_a_row + 1 if waited_s >= self.limits.probe_deadline_s else 0
+            cause = judge_probe(
+                Unanswered(
+                    waited_s=waited_s,
+                    cpu_s=cpu_s,
+                    in_a_row=in_a_row,
+                    silent_s=self.clock() - answered_at,
+                    error=error_text,
+                ),
+                self.limits,
+            )
+            log.warning("vitals.unanswered", unit=unit.name, waited_s=round(waited_s, 2), cpu_s=round(cpu_s, 3))
+            if cause is not None:
+                self.supervisor.replace(unit, instance, cause)
+                in_a_row = 0
+
+    async def _ask(self, unit: Unit, instance: Instance) -> tuple[float, float, str] | None:
+        """Ask for a token; return seconds waited, CPU seconds used and the error when none came."""
+        before = await self.engine.usage(unit.name)
+        begun = self.clock()
+        try:
+            await self.loader.probe(instance.address or "", timeout_s=self.limits.probe_deadline_s)
+        except EngineAnswerError as error:
+            waited = self.clock() - begun
+            after = await self.engine.usage(unit.name)
+            return waited, after.cpu_s - before.cpu_s, str(error)[:300]
+        return None
+
+    async def _champion(self) -> tuple[Unit, Instance] | None:
+        """Return the champion's engine if its weights are in memory, as far as loopd knows."""
+        for unit, instance in await self._running():
+            if unit.name.startswith(ENGINE_PREFIX) and self.supervisor.loaded(instance):
+                return unit, instance
+        return None
+
+    async def _running(self) -> list[tuple[Unit, Instance]]:
+        observed = {i.unit: i for i in await self.engine.observe() if i.state is InstanceState.RUNNING}
+        return [(unit, observed[unit.name]) for unit in await self.supervisor.desired() if unit.name in observed]
+
+
+def _server(unit: str, servers: Mapping[tuple[Pool, str], Server]) -> Server | None:
+    if unit == AGENT:
+        return servers.get(("agent", AGENT))
+    return servers.get(("engine", unit.removeprefix(ENGINE_PREFIX)))
