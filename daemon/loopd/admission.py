@@ -119,10 +119,5 @@ async def read_capacity(gpu_free: Callable[[], Awaitable[int | None]]) -> Capaci
     )
 
 
-async def no_gpu() -> int | None:
-    """Say that there is no GPU."""
-    return None
-
-
 def _mib(count: int) -> str:
     return f"{count // MIB} MiB"

@@ -23,7 +23,7 @@ import aiohttp
 import structlog
 from aiohttp import web
 
-from loopd.admission import no_gpu, read_capacity
+from loopd.admission import read_capacity
 from loopd.api.routes import Routes
 from loopd.api.web import METRICS, TOKEN, Endpoint, answer_errors, correlate, guard
 from loopd.auth import Token, ensure_token
@@ -39,6 +39,7 @@ from loopd.endure import endure
 from loopd.engine import Engine
 from loopd.errors import LoopdError
 from loopd.gateway import Gateway, Route
+from loopd.gpu import Gpus, InMemoryGpus, NvmlGpus, free_memory
 from loopd.haproxy import GatewayConfigError, HaproxyGateway
 from loopd.haproxy_config import GatewayConfig
 from loopd.images import ImageSet, load_images
@@ -167,6 +168,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
         journal = Journal(database, epoch=await registry.raise_epoch())
         loader = OllamaLoader(settings, engine, session)
         routing = Routing.over(registry, engine, traffic)
+        gpus: Gpus = NvmlGpus() if settings.engine_gpu else InMemoryGpus()
         toolbox = Toolbox()
         restarts = Restarts(database)
 
@@ -210,7 +212,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 tap=lambda heard: open_tap(layout.gateway, heard, uid=GATEWAY_UID),
                 limits=settings.rollout.analysis,
             ),
-            capacity=lambda: read_capacity(no_gpu),
+            capacity=lambda: read_capacity(lambda: free_memory(gpus)),
             limits=RunLimits(
                 drain_s=settings.rollout.drain_s,
                 threads=settings.threads,
@@ -219,7 +221,14 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 in_place=settings.rollout.swap_in_place,
             ),
         )
-        vitals = Vitals(engine=engine, gateway=traffic, loader=loader, supervisor=supervisor, limits=settings.supervise)
+        vitals = Vitals(
+            engine=engine,
+            gateway=traffic,
+            loader=loader,
+            supervisor=supervisor,
+            limits=settings.supervise,
+            gpus=gpus,
+        )
         broker = Broker(
             settings=settings,
             layout=layout,

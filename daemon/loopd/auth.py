@@ -39,16 +39,25 @@ class Token:
 
 
 def ensure_token(path: Path) -> Token:
-    """Read the token, making it first if there is none."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
+    """Read the token, making it first if there is none; it gets its name only when it is whole."""
+    if path.is_symlink():
+        raise LoopdError(f"{path} is a link, which the token's file must not be: delete it and start loopd again")
+    if path.exists():
         path.chmod(0o600)
         text = path.read_text().strip()
         if len(text) < TOKEN_BYTES:
-            raise LoopdError(f"{path} holds no usable token: delete it and start loopd again") from None
+            raise LoopdError(f"{path} holds no usable token: delete it and start loopd again")
         return Token(SecretStr(text))
-    with os.fdopen(handle, "w") as file:
-        text = secrets.token_urlsafe(TOKEN_BYTES)
-        file.write(text + "\n")
+    text = secrets.token_urlsafe(TOKEN_BYTES)
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+    except OSError as error:
+        raise LoopdError(f"{path} cannot be written: {error.strerror}. Nothing was started; see to it first") from error
     return Token(SecretStr(text))

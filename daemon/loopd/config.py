@@ -170,6 +170,7 @@ class Settings(BaseSettings):
     model_alias: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = "agent"
     num_ctx: Annotated[int, Field(ge=256, le=1 << 20)] = 2048  #: tokens
     engine_threads: Annotated[int, Field(ge=1, le=1024)] | None = None  #: per engine; None: half of the cores
+    engine_gpu: bool = False  #: the engine image computes on NVIDIA GPUs, and may have all of them
     engine_parallel: Annotated[int, Field(ge=1, le=64)] = 2  #: requests generated at once by one engine
     max_model_bytes: Annotated[int, Field(ge=1 << 10)] = 200 << 30
     max_body_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 30)] = 1 << 20

@@ -21,7 +21,7 @@ import requests.exceptions
 import structlog
 import urllib3.exceptions
 from docker.models.containers import Container
-from docker.types import CancellableStream, LogConfig
+from docker.types import CancellableStream, DeviceRequest, LogConfig
 
 from loopd.engine import (
     EVENT_QUEUE,
@@ -129,6 +129,10 @@ class DockerEngine:
     async def usage(self, unit: str) -> Usage:
         """Return what the container uses."""
         return await self._call(self._usage, unit)
+
+    async def pids(self, unit: str) -> frozenset[int]:
+        """Return the container's processes."""
+        return await self._call(self._pids, unit)
 
     async def weigh(self, unit: str, weight: int) -> None:
         """Change the container's CPU shares."""
@@ -264,6 +268,7 @@ class DockerEngine:
             memswap_limit=unit.limits.memory_bytes,
             nano_cpus=int(unit.limits.cpus * 1e9) if unit.limits.cpus else None,
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
+            device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if unit.gpus else None,
             detach=True,
         )
 
@@ -314,6 +319,13 @@ class DockerEngine:
         told = cast("dict[str, Any]", container.stats(stream=False, one_shot=True))  # Any: the API's JSON
         cpu = told.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage", 0)
         return Usage(cpu_s=int(cpu) / 1e9, memory_bytes=int(told.get("memory_stats", {}).get("usage", 0)))
+
+    def _pids(self, unit: str) -> frozenset[int]:
+        container = self._find(unit)
+        if container is None or container.status != "running":
+            return frozenset()
+        told = container.top(ps_args="-o pid")
+        return frozenset(int(row[0]) for row in told["Processes"] or () if row and row[0].isdigit())
 
     def _weigh(self, unit: str, weight: int) -> None:
         if (container := self._find(unit)) is not None:

@@ -73,6 +73,7 @@ class Unit:
     mounts: tuple[Mount, ...] = ()
     tmpfs: tuple[tuple[str, str], ...] = (("/tmp", "size=64m,nosuid,nodev"),)  # noqa: S108 inside the container
     stop_grace_s: int = 10
+    gpus: bool = False  #: sees every NVIDIA GPU of the host
 
     @property
     def fingerprint(self) -> str:
@@ -185,6 +186,10 @@ class Engine(Protocol):
         """Return what a running unit uses at this moment. Raises NotFoundError."""
         ...
 
+    async def pids(self, unit: str) -> frozenset[int]:
+        """Return a running unit's processes, as the host numbers them; none when it does not run."""
+        ...
+
     async def weigh(self, unit: str, weight: int) -> None:
         """Give a running unit another weight of CPU time than its limits say, until its end; absent is fine."""
         ...
@@ -281,6 +286,11 @@ class InMemoryEngine:
         if unit not in self.instances:
             raise NotFoundError(f"unit {unit} does not run")
         return self.usages.get(unit, Usage(cpu_s=0.0, memory_bytes=0))
+
+    async def pids(self, unit: str) -> frozenset[int]:
+        """Return one process for each unit that runs."""
+        self._require_up()
+        return frozenset({1}) if unit in self.instances else frozenset()
 
     async def weigh(self, unit: str, weight: int) -> None:
         """Record the weight."""

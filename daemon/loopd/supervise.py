@@ -30,6 +30,7 @@ from loopd.release import engine_unit as engine_name
 from loopd.restarts import Restarts
 from loopd.rollout import Rollouts
 from loopd.routing import Routing
+from loopd.state import StateWriteError
 from loopd.unit_plan import BACKOFF_MOST_S, Apply, Past, Remove, Wait, is_looping, plan_units
 from loopd.units import ENGINE_PREFIX, GATEWAY, SANDBOX_PREFIX
 
@@ -148,7 +149,8 @@ class Supervisor:
         self._mend(unit.name, self._replace(unit, instance, cause))
 
     async def _replace(self, unit: Unit, instance: Instance, cause: Cause) -> None:
-        await self._write_down(unit.name, cause, instance)
+        with contextlib.suppress(StateWriteError):
+            await self._write_down(unit.name, cause, instance)
         await self.engine.remove(unit.name, grace_s=0)  # what hangs does not end by itself
         await self._start(unit, cause)
 
@@ -188,7 +190,8 @@ class Supervisor:
     async def _apply(self, step: Apply, seen: Instance | None) -> None:
         """Start or restart one unit, then bring it into service."""
         if step.restart:
-            await self._write_down(step.unit.name, step.cause, seen)
+            with contextlib.suppress(StateWriteError):  # a full disk keeps nobody from being started again
+                await self._write_down(step.unit.name, step.cause, seen)
         await self._start(step.unit, step.cause if step.restart else None)
 
     async def _write_down(self, unit: str, cause: Cause, seen: Instance | None) -> None:
@@ -230,15 +233,19 @@ class Supervisor:
 
     async def _start(self, unit: Unit, cause: Cause | None) -> None:
         """Bring a unit up; ``cause``: why it is started anew, None for a first start."""
+        failure = ""
         try:
             await self._bring_up(unit)
         except LoopdError as error:
-            await self.ledger.append("unit.failed", unit.name, str(error)[:1000])
-            if cause is None or cause.code not in CRASHES:  # a start that failed counts, so that the next one waits
-                await self.restarts.record(unit.name, Cause(Code.START_FAILED, str(error)[:200]))
-            return
-        if cause is None:
-            await self.ledger.append("unit.started", unit.name, "first start")
+            failure = str(error)
+        with contextlib.suppress(StateWriteError):
+            if failure:
+                await self.ledger.append("unit.failed", unit.name, failure[:1000])
+            elif cause is None:
+                await self.ledger.append("unit.started", unit.name, "first start")
+            if failure and (cause is None or cause.code not in CRASHES):
+                # A start that failed counts, so that the next one waits.
+                await self.restarts.record(unit.name, Cause(Code.START_FAILED, failure[:200]))
 
     async def _bring_up(self, unit: Unit) -> None:
         if unit.name.startswith(ENGINE_PREFIX):

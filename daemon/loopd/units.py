@@ -178,6 +178,7 @@ def engine_unit(settings: Settings, release: Release) -> Unit:
             ("OLLAMA_NUM_PARALLEL", str(settings.engine_parallel)),
         ),
         mounts=(Mount(source=str(layout_of(settings).engines / release.short), target="/models"),),
+        gpus=settings.engine_gpu,
     )
 
 

@@ -18,12 +18,14 @@ from loopd.config import SuperviseSettings
 from loopd.engine import Engine, Instance, InstanceState, Unit
 from loopd.errors import LoopdError
 from loopd.gateway import Gateway, Pool, Server, ServerState
+from loopd.gpu import Gpus, InMemoryGpus, lost_device
 from loopd.loading import Loader
 from loopd.ollama import EngineAnswerError
 from loopd.supervise import Supervisor
 from loopd.units import AGENT, ENGINE_PREFIX
 
 LOOK_S = 1.0
+DEVICE_S = 15.0
 DEAD_SHARE = 0.01  # of one core: it is stopped
 IDLE_SHARE = 0.10  # of one core: it may be waiting for a GPU, so a second probe decides
 
@@ -90,6 +92,7 @@ class Vitals:
     loader: Loader
     supervisor: Supervisor
     limits: SuperviseSettings
+    gpus: Gpus = field(default_factory=InMemoryGpus)
     clock: Callable[[], float] = time.monotonic
     _health: dict[tuple[str, str], Health] = field(default_factory=dict)
 
@@ -98,6 +101,7 @@ class Vitals:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_health())
             group.create_task(self._watch_champion())
+            group.create_task(self._watch_device())
 
     async def _watch_health(self) -> None:
         while True:
@@ -162,6 +166,34 @@ class Vitals:
             if cause is not None:
                 self.supervisor.replace(unit, instance, cause)
                 in_a_row = 0
+
+    async def _watch_device(self) -> None:
+        missed = ""  # the run that computed on no GPU at the last look
+        while True:
+            await asyncio.sleep(DEVICE_S)
+            try:
+                missed = await self.look_at_device(missed)
+            except LoopdError as error:
+                log.warning("vitals.postponed", error=str(error))
+
+    async def look_at_device(self, missed: str) -> str:
+        """Replace the champion's engine when it computes on no GPU for a second time; return the run that does so now.
+
+        ``missed``: the run that did so at the last look; the weights may be on their way.
+        """
+        gpus = await self.gpus.read()
+        found = await self._champion() if gpus else None
+        if found is None:
+            return ""
+        unit, instance = found
+        if not lost_device(await self.engine.pids(unit.name), gpus):
+            return ""
+        if missed != instance.id:
+            return instance.id
+        self.supervisor.replace(
+            unit, instance, Cause(Code.DEVICE_LOST, f"it computes on none of the host's {len(gpus)} GPUs any more")
+        )
+        return ""
 
     async def _ask(self, unit: Unit, instance: Instance) -> tuple[float, float, str] | None:
         """Ask for a token; return seconds waited, CPU seconds used and the error when none came."""

@@ -13,10 +13,10 @@ from loopd.admission import (
     NotAdmittedError,
     admit,
     memory_expected,
-    no_gpu,
     parse_memory_available,
     read_capacity,
 )
+from loopd.gpu import InMemoryGpus, free_memory
 from samples import make_release
 
 GIB = 1 << 30
@@ -94,7 +94,7 @@ def test_an_engine_wants_its_weights_its_cache_and_its_runner() -> None:
 
 
 async def test_this_host_has_something_to_give() -> None:
-    capacity = await read_capacity(no_gpu)
+    capacity = await read_capacity(lambda: free_memory(InMemoryGpus()))
     assert capacity.memory_available > 1 << 20
     assert capacity.cores >= 1
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from running_loopd import running, settings_at
 
 from loopd.app import make_directories
 from loopd.config import Settings
@@ -25,6 +24,7 @@ from loopd.engine import InMemoryEngine, Instance, Unit
 from loopd.registry import Registry
 from loopd.state import open_database
 from loopd.units import SANDBOX_PREFIX, TOOL_SOCKET, layout_of
+from running_loopd import running, settings_at
 from samples import make_release
 
 EXAMPLES = 60  # of each operation, beside those that schemathesis makes from the document

@@ -22,7 +22,6 @@ from typing import IO
 
 import aiohttp
 import pytest
-from running_loopd import running, settings_at
 from typer.testing import CliRunner, Result
 
 from loopd.api.schema import BackupList, BackupView
@@ -39,6 +38,7 @@ from loopd.registry import Registry
 from loopd.restore import LoopdRunsError, restore_backup
 from loopd.state import Database, StateError, migrations, open_database
 from loopd.units import Layout, layout_of
+from running_loopd import running, settings_at
 from samples import make_release
 
 A, B = make_release("alpha"), make_release("beta")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_loopd import IMAGES, running, settings_at
 from typer.testing import CliRunner
 
 from loopd.app import make_directories
@@ -48,6 +47,7 @@ from loopd.images import save_images
 from loopd.ledger import Ledger
 from loopd.state import open_database
 from loopd.units import layout_of
+from running_loopd import IMAGES, running, settings_at
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DOCKER = Docker(

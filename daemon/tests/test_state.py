@@ -15,7 +15,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from running_loopd import IMAGES, running, settings_at
 
 from loopd.app import make_directories
 from loopd.backups import open_shelf
@@ -25,6 +24,7 @@ from loopd.ledger import Ledger
 from loopd.registry import Registry
 from loopd.state import Database, StateError, StateFullError, migrations, open_database
 from loopd.units import layout_of
+from running_loopd import IMAGES, running, settings_at
 from samples import make_release
 
 

@@ -15,6 +15,7 @@ from loopd.cause import Cause, Code
 from loopd.config import SuperviseSettings
 from loopd.engine import InMemoryEngine, Instance, Limits, Unit, Usage
 from loopd.gateway import InMemoryGateway, Route
+from loopd.gpu import Gpu, GpuError, InMemoryGpus, NvmlGpus, free_memory
 from loopd.loading import Loader
 from loopd.ollama import EngineAnswerError
 from loopd.supervise import Supervisor
@@ -108,6 +109,7 @@ class Bench:
     gateway: InMemoryGateway
     loader: FakeLoader
     supervisor: FakeSupervisor
+    gpus: InMemoryGpus = field(default_factory=InMemoryGpus)
 
     def vitals(self) -> Vitals:
         return Vitals(
@@ -116,6 +118,7 @@ class Bench:
             loader=cast("Loader", self.loader),
             supervisor=cast("Supervisor", self.supervisor),
             limits=LIMITS,
+            gpus=self.gpus,
         )
 
 
@@ -193,3 +196,35 @@ async def test_the_gateways_probe_makes_a_unit_unhealthy(bench: Bench) -> None:
     clock[0] = 11.5
     await vitals.look()
     assert [cause.code for cause in bench.supervisor.replaced] == [Code.UNHEALTHY]
+
+
+def gpu(*pids: int, used: int = 1) -> Gpu:
+    return Gpu(index=0, name="a", uuid="u", total_bytes=10, used_bytes=used, pids=frozenset(pids))
+
+
+async def test_an_engine_without_its_gpu_is_replaced_at_the_second_look(bench: Bench) -> None:
+    vitals = bench.vitals()
+    bench.gpus.gpus = (gpu(1),)
+    assert await vitals.look_at_device("") == "", "its process is on the GPU"
+    bench.gpus.gpus = (gpu(99),)
+    missed = await vitals.look_at_device("")
+    assert bench.supervisor.replaced == []
+    await vitals.look_at_device(missed)
+    assert [cause.code for cause in bench.supervisor.replaced] == [Code.DEVICE_LOST]
+
+
+async def test_without_a_gpu_nothing_is_lost(bench: Bench) -> None:
+    assert await bench.vitals().look_at_device("") == ""
+    assert await free_memory(InMemoryGpus()) is None
+    assert await free_memory(NvmlGpus()) is None, "this host has no driver, which is no fault"
+
+
+async def test_a_driver_that_went_away_is_told(bench: Bench) -> None:
+    bench.gpus.gone = True
+    with pytest.raises(GpuError):
+        await bench.vitals().look_at_device("")
+    assert await free_memory(bench.gpus) is None
+
+
+async def test_the_emptiest_gpu_counts() -> None:
+    assert await free_memory(InMemoryGpus((gpu(used=9), gpu(used=2)))) == 8

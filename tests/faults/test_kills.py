@@ -48,17 +48,17 @@ def harm(rig: Rig, part: str, how: str) -> None:
 
 @pytest.mark.parametrize("part", ["gateway", "engine", "agent"])
 @pytest.mark.parametrize(
-    ("how", "code", "word"),
+    ("how", "status", "code", "word"),
     [
-        ("exit 0", 0, "code 0"),
-        ("exit 1", 1, "code 1"),
-        ("SIGKILL", 137, "137"),
-        ("SIGSEGV", 139, "139"),
-        ("oom", 137, "memory"),
+        ("exit 0", 0, "exited", "code 0"),
+        ("exit 1", 1, "exited", "code 1"),
+        ("SIGKILL", 137, "signalled", "137"),
+        ("SIGSEGV", 139, "signalled", "139"),
+        ("oom", 137, "out_of_memory", "memory"),
     ],
 )
 def test_a_part_that_ends_is_back_and_the_ledger_says_what_it_ended_of(
-    rig: Rig, took: dict[str, float], part: str, how: str, code: int, word: str
+    rig: Rig, took: dict[str, float], part: str, how: str, status: int, code: str, word: str
 ) -> None:
     unit = unit_of(rig, part)
     seq, before = rig.newest_event(), rig.containers()
@@ -69,7 +69,11 @@ def test_a_part_that_ends_is_back_and_the_ledger_says_what_it_ended_of(
     wait_for("engine and agent answer", lambda: all_answer(rig.public_port))
     took[f"{part}: {how}"] = time.monotonic() - begun
     [entry] = rig.events(seq, "unit.restarted", unit)
-    assert (entry["detail"]["exit_code"], entry["detail"]["oom_killed"]) == (code, how == "oom")
+    assert (entry["detail"]["code"], entry["detail"]["exit_code"], entry["detail"]["oom_killed"]) == (
+        code,
+        status,
+        how == "oom",
+    )
     assert word in entry["cause"]
     assert entry["cause"] in rig.loopctl("why", unit).stdout.replace("\n", " ")
     assert rig.containers() == before, "the container that died was to be started anew, not replaced"
