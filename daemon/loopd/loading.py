@@ -13,10 +13,12 @@ import aiohttp
 from loopd import golden
 from loopd.blobs import Blobs, lend, take_back
 from loopd.config import Settings
-from loopd.engine import Engine, Instance, StartFailedError
+from loopd.engine import Engine, Instance, InstanceState, StartFailedError
 from loopd.ollama import EngineAnswerError, Ollama
 from loopd.release import Release
 from loopd.units import ENGINE_PORT, ENGINE_UID, engine_unit, layout_of
+
+STILL_THERE_S = 0.5  # how often it is seen to that a container that is waited for still runs
 
 
 class Loader(Protocol):
@@ -73,11 +75,25 @@ class OllamaLoader:
         instance = await self._engine.apply(engine_unit(self._settings, release))
         if instance.address is None:
             raise StartFailedError(f"{release.unit} ended right after its start: {await self._last_words(release)}")
+        waiting = asyncio.create_task(
+            self._ollama(instance.address).wait_answering(timeout_s=self._settings.rollout.start_s)
+        )
         try:
-            await self._ollama(instance.address).wait_answering(timeout_s=self._settings.rollout.start_s)
+            while not (await asyncio.wait({waiting}, timeout=STILL_THERE_S))[0]:
+                await self._require_same(instance, release)
+            waiting.result()
         except EngineAnswerError as error:
             raise EngineAnswerError(f"{error}; it said: {await self._last_words(release)}") from error
+        finally:
+            waiting.cancel()
         return instance
+
+    async def _require_same(self, instance: Instance, release: Release) -> None:
+        """Raise StartFailedError when a container ended or was started anew while it was waited for."""
+        for seen in await self._engine.observe():
+            if (seen.id, seen.started_at, seen.state) == (instance.id, instance.started_at, InstanceState.RUNNING):
+                return
+        raise StartFailedError(f"{release.unit} ended while it started: {await self._last_words(release)}")
 
     async def load(self, release: Release, address: str) -> float:
         """Bring the weights into memory."""
