@@ -31,7 +31,7 @@ from loopd.backup_schedule import Backups
 from loopd.backups import open_shelf
 from loopd.bake import Baker
 from loopd.blobs import Blobs
-from loopd.boot import read_host_times
+from loopd.boot import STARTED, read_host_times
 from loopd.collect import Collector
 from loopd.config import ConfigError, Settings, load_settings
 from loopd.docker_engine import Connection, DockerEngine
@@ -192,7 +192,9 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             prepare_gateway=prepare_gateway,
             relist_s=settings.relist_s,
             limits=settings.supervise,
-            host=read_host_times(engine_is_local=settings.docker_host is None),
+            host=read_host_times(
+                await ledger.last("loopd", STARTED), datetime.now(UTC), engine_is_local=settings.docker_host is None
+            ),
             on_success=notifier.alive,
         )
         runner = Runner(
@@ -310,6 +312,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 ("incoming", watcher.run_forever),
                 ("collection", collector.run_forever),
                 ("backups", backups.run_forever),
+                ("state", database.watch_trouble),
             ),
         )
 
@@ -390,7 +393,8 @@ async def run(settings: Settings, images: ImageSet, host: Host, stop: asyncio.Ev
                 mode=0o600,
             )
         )
-        await parts.ledger.append("loopd.started", "loopd", "it was started")
+        times = parts.supervisor.host
+        await parts.ledger.append(STARTED, "loopd", times.told, **times.record)
         await stack.enter_async_context(
             serve_unix(
                 build_app(parts.routes.leases(), parts.metrics, token=None, body_bytes=64 << 10),

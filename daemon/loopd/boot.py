@@ -1,4 +1,8 @@
-"""boot: owns when this host and its container engine were started, as the host itself tells."""
+"""boot: owns when this host and its container engine were started.
+
+A boot is known by the kernel's id of it, which each start of loopd writes into the ledger: clocks may be set, so a
+time of boot that is reckoned from them proves nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-PROC_STAT = Path("/proc/stat")
+from loopd.ledger import Entry, Scalar
+
+STARTED = "loopd.started"  # the ledger's event
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4)
 ENGINE_PID = Path("/var/run/docker.pid")  # written by the engine when it starts
 
 
@@ -14,8 +22,10 @@ ENGINE_PID = Path("/var/run/docker.pid")  # written by the engine when it starts
 class HostTimes:
     """When things were started; None where nobody tells."""
 
-    booted_at: datetime | None = None
+    booted_at: datetime | None = None  #: first start of loopd since a reboot: what began before ended with the host
     engine_pid: Path | None = None
+    boot_id: str = ""
+    rebooted: bool = False  #: between the start of loopd before and this one
 
     def engine_started_at(self) -> datetime | None:
         """Return when the container engine of this host was started."""
@@ -24,16 +34,30 @@ class HostTimes:
         except OSError:
             return None
 
+    @property
+    def told(self) -> str:
+        """Say why loopd starts."""
+        return "it was started, as the host was" if self.rebooted else "it was started"
 
-def read_host_times(*, engine_is_local: bool) -> HostTimes:
-    """Look at this host. ``engine_is_local``: whether the engine in use is the one that the pid file tells of."""
-    return HostTimes(parse_boot(PROC_STAT.read_text()), ENGINE_PID if engine_is_local else None)
+    @property
+    def record(self) -> dict[str, Scalar]:
+        """What the next start of loopd has to know."""
+        return {"boot_id": self.boot_id, "booted_at": self.booted_at.isoformat() if self.booted_at else None}
 
 
-def parse_boot(text: str) -> datetime | None:
-    """Return the time of the boot from /proc/stat (proc(5), btime)."""
-    for line in text.splitlines():
-        name, _, rest = line.partition(" ")
-        if name == "btime" and rest.strip().isdigit():
-            return datetime.fromtimestamp(int(rest), UTC)
-    return None
+def read_host_times(last: Entry | None, now: datetime, *, engine_is_local: bool, boot_id: Path = BOOT_ID) -> HostTimes:
+    """Look at this host.
+
+    last: the ledger's entry of the start before. engine_is_local: whether the engine in use is the one that the pid
+    file tells of.
+    """
+    try:
+        boot = boot_id.read_text().strip()
+    except OSError:
+        boot = ""
+    engine_pid = ENGINE_PID if engine_is_local else None
+    known = str(last.detail.get("boot_id") or "") if last else ""
+    if boot and known and boot != known:
+        return HostTimes(now, engine_pid, boot, rebooted=True)
+    since = last.detail.get("booted_at") if last and known == boot else None
+    return HostTimes(datetime.fromisoformat(str(since)) if since else None, engine_pid, boot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -9,11 +10,11 @@ from enum import StrEnum
 from loopd.engine import Event, Instance, InstanceState
 
 SIGNAL_BASE = 128  # a shell's way of saying "ended by signal n" is exit code 128 + n
-SIGNALS = {1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
+SIGNALS = {number: signal.Signals(number).name for number in (1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}
 # Docker tells whole seconds of a container's times here, and ends containers one after the other when it stops.
 SLACK = timedelta(seconds=2)
 ENGINE_END = timedelta(seconds=60)
-ENDING = frozenset({2, 3, 6, 9, 15})  # loopd itself sends others, which a unit lives through
+ENDING = frozenset({2, 3, 6, 9, 10, 15})  # 10, SIGUSR1, is what HAProxy is stopped with; units live through others
 GRACE = timedelta(seconds=30)  # from `docker stop` to the end, at most
 
 
@@ -25,6 +26,7 @@ class Code(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     OPERATOR = "operator"  #: somebody used the container engine on it
     REMOVED = "removed"
+    IMAGE_GONE = "image_gone"  #: it waits until the image is there again
     NEVER_STARTED = "never_started"
     UNHEALTHY = "unhealthy"
     WEDGED = "wedged"

@@ -45,6 +45,8 @@ LABEL_JOB = "loopbox.job"
 
 CALL_TIMEOUT_S = 60  # of one request to the engine
 EVENT_SILENCE_S = 20.0  # the stream is asked anew after this much silence, since it can end without a word
+REMOVAL = "marked for removal"  # Docker's words when a container that is being removed is to be started
+REMOVAL_S = 30
 JOB_OUTPUT_BYTES = 64 << 10
 RELIST_BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 
@@ -218,8 +220,9 @@ class DockerEngine:
             return next((found for found in listed if LABEL_JOB not in found.labels), None)
 
     def _apply(self, unit: Unit) -> Instance:
-        self._image_id(unit.image)  # before anything is removed for it
         container = self._find(unit.name)
+        if container is None or container.labels.get(LABEL_FINGERPRINT) != unit.fingerprint:
+            self._image_id(unit.image)  # before anything is removed for it
         if container is not None and container.labels.get(LABEL_INSTANCE) != self._connection.instance:
             raise StartFailedError(
                 f"a container named {container.name} exists and is not ours; rename or remove it, it was not touched"
@@ -234,12 +237,27 @@ class DockerEngine:
         if container.status == "paused":
             container.unpause()
         elif container.status != "running":
-            try:
-                container.start()
-            except docker.errors.APIError as error:
-                raise StartFailedError(f"{unit.name} could not be started: {error.explanation}") from error
+            container = self._start(container, unit)
         container.reload()
         return self._instance(container)
+
+    def _start(self, container: Container, unit: Unit) -> Container:
+        """Start a container; one that somebody is removing at this moment is made anew."""
+        try:
+            container.start()
+        except docker.errors.APIError as error:
+            try:
+                container.reload()
+                if container.status == "running":  # a start may be done and answered with 500 all the same
+                    return container
+                if container.attrs["State"]["Status"] != "removing" and REMOVAL not in str(error.explanation):
+                    raise StartFailedError(f"{unit.name} could not be started: {error.explanation}") from error
+                container.wait(condition="removed", timeout=REMOVAL_S)
+            except docker.errors.NotFound:
+                pass
+            container = self._create(unit)
+            container.start()
+        return container
 
     def _create(self, unit: Unit, *, job: bool = False) -> Container:
         network = {"host": "host", "none": "none"}.get(unit.network) or self._networks["internal"]

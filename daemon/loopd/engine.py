@@ -238,12 +238,13 @@ class InMemoryEngine:
 
     async def apply(self, unit: Unit) -> Instance:
         """Run the unit."""
-        image_id = await self.image_id(unit.image)
+        self._require_up()
         current = self.instances.get(unit.name)
+        same = current is not None and current.fingerprint == unit.fingerprint
+        image_id = current.image_id if current and same else await self.image_id(unit.image)
         if current and current.state is InstanceState.RUNNING and current.fingerprint == unit.fingerprint:
             return current
         self._made += 1
-        same = current is not None and current.fingerprint == unit.fingerprint
         instance = Instance(
             unit=unit.name,
             id=current.id if current and same else f"c{self._made:04d}",

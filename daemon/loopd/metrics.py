@@ -23,6 +23,7 @@ class Metrics:
     reconciled_at: Gauge
     relists: Counter
     unit_ready: Gauge
+    unit_crash_loop: Gauge
     release_weight: Gauge
     candidates: Counter
     sandboxes: Gauge
@@ -68,6 +69,9 @@ def build_metrics() -> Metrics:
         reconciled_at=Gauge("loopbox_reconciled_timestamp_seconds", "Last reconcile that worked", registry=registry),
         relists=Counter("loopbox_relists", "Times everything was observed anew after a gap", registry=registry),
         unit_ready=Gauge("loopbox_unit_ready", "1 when the unit is ready", ["unit"], registry=registry),
+        unit_crash_loop=Gauge(
+            "loopbox_unit_crash_loop", "1 while the unit is in a crash loop", ["unit"], registry=registry
+        ),
         release_weight=Gauge("loopbox_release_weight", "Gateway weight, 0..256", ["release"], registry=registry),
         candidates=Counter("loopbox_candidates", "Files that came in", ["verdict"], registry=registry),
         sandboxes=Gauge("loopbox_sandboxes", "Sandboxes", ["state"], registry=registry),

@@ -22,6 +22,8 @@ import aiosqlite
 
 from loopd.errors import LoopdError
 
+TROUBLE_S = 2.0  # between two tries whether the disk takes changes again
+
 Value = str | int | float | bytes | None
 
 _MIGRATION_NAME = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
@@ -116,6 +118,14 @@ class Database:
         async with self.transaction():
             cursor = await self._connection.execute(sql, values)
             return cursor.lastrowid or 0
+
+    async def watch_trouble(self) -> None:
+        """While changes cannot be written, try one that changes nothing: trouble that is over must not be told of."""
+        while True:
+            await asyncio.sleep(TROUBLE_S)
+            if self.trouble:
+                with contextlib.suppress(StateWriteError):
+                    await self.execute("UPDATE serving SET epoch = epoch")
 
     async def fetch_all(self, sql: str, values: Sequence[Value] = ()) -> list[sqlite3.Row]:
         """Return all rows."""

@@ -18,7 +18,8 @@ import structlog
 from loopd.boot import HostTimes
 from loopd.cause import CRASHES, Cause, Code, Evidence
 from loopd.config import SuperviseSettings
-from loopd.engine import Engine, Event, Instance, Relist, Unit
+from loopd.crash_loop import ROLLOUTS_READ, why_no_return
+from loopd.engine import Engine, Event, ImageMissingError, Instance, Relist, Unit
 from loopd.errors import LoopdError
 from loopd.gateway import GatewayDownError
 from loopd.ledger import Ledger
@@ -31,12 +32,13 @@ from loopd.restarts import Restarts
 from loopd.rollout import Rollouts
 from loopd.routing import Routing
 from loopd.state import StateWriteError
-from loopd.unit_plan import BACKOFF_MOST_S, Apply, Past, Remove, Wait, is_looping, plan_units
-from loopd.units import ENGINE_PREFIX, GATEWAY, SANDBOX_PREFIX
+from loopd.unit_plan import BACKOFF_MOST_S, Apply, Past, Remove, Wait, due_at, is_looping, plan_units
+from loopd.units import AGENT, ENGINE_PREFIX, GATEWAY, SANDBOX_PREFIX
 
 RETRY_S = 1.0  # after a reconcile that failed
 TOUCH_KEPT = timedelta(minutes=10)  # what somebody did to a unit longer ago did not end it
 GATEWAY_S = 5.0  # from its container's start to its admin socket
+IMAGE_S = timedelta(seconds=10)  # between two looks for an image that is gone
 
 log = structlog.get_logger("loopd.supervise")
 
@@ -72,13 +74,17 @@ class Supervisor:
     _loaded: tuple[str, datetime | None] | None = None  #: container and start of the engine that was loaded last
     _touched: dict[str, Event] = field(default_factory=dict)  #: by unit: what somebody did to it last
     _engine_back_at: datetime | None = None
+    _waits: dict[str, datetime] = field(default_factory=dict)  #: by unit: it lacks its image, look again then
 
     async def run_forever(self) -> None:
         """Reconcile until cancelled."""
         watcher = asyncio.create_task(self._watch(), name="engine-events")
+        watcher.add_done_callback(lambda _: self._wake.set())
         try:
             while True:
                 self._wake.clear()
+                if watcher.done():  # a bug: deaths would be seen by relists only, and nobody would know
+                    watcher.result()
                 try:
                     with self.metrics.reconcile_seconds.time():
                         await self.reconcile()
@@ -121,6 +127,8 @@ class Supervisor:
         }
         desired = [unit for unit in desired if unit.name not in half_way]
         past = {unit.name: await self._past(unit.name) for unit in desired}
+        for name, one in past.items():
+            self.metrics.unit_crash_loop.labels(unit=metric_unit(name)).set(one.looping)
         steps = plan_units(desired=desired, observed=observed, past=past, now=self.clock())
         self._wake_at = None
         for step in steps:
@@ -149,6 +157,8 @@ class Supervisor:
         self._mend(unit.name, self._replace(unit, instance, cause))
 
     async def _replace(self, unit: Unit, instance: Instance, cause: Cause) -> None:
+        if due_at(await self._past(unit.name), instance, self.clock()) > self.clock():
+            return  # it was replaced a moment ago, and the time before; who asked will ask again
         with contextlib.suppress(StateWriteError):
             await self._write_down(unit.name, cause, instance)
         await self.engine.remove(unit.name, grace_s=0)  # what hangs does not end by itself
@@ -157,9 +167,13 @@ class Supervisor:
     async def _past(self, unit: str) -> Past:
         crashes = await self.restarts.crashes(unit)
         limits = self.limits
+        last = await self.ledger.last(unit, "unit.")
+        started = await self.ledger.last(unit, "unit.started") or await self.ledger.last(unit, "unit.restarted")
         return Past(
             crashes=crashes,
-            ran=await self.ledger.last(unit, "unit.") is not None,
+            ran=started is not None,
+            failed=last is not None and (last.event, last.detail.get("code")) == ("unit.failed", Code.START_FAILED),
+            wait_until=self._waits.get(unit),
             evidence=Evidence(
                 touched=self._touched.get(unit),
                 booted_at=self.host.booted_at,
@@ -189,6 +203,10 @@ class Supervisor:
 
     async def _apply(self, step: Apply, seen: Instance | None) -> None:
         """Start or restart one unit, then bring it into service."""
+        if not await self._has_image(step.unit, seen):
+            return
+        if step.unit.name == AGENT and (first := self._mending.get(GATEWAY)) is not None:
+            await asyncio.wait([first], timeout=GATEWAY_S)  # the agent reaches the model through the gateway
         if step.restart:
             with contextlib.suppress(StateWriteError):  # a full disk keeps nobody from being started again
                 await self._write_down(step.unit.name, step.cause, seen)
@@ -209,6 +227,21 @@ class Supervisor:
         if cause.code in CRASHES and (await self._past(unit)).looping:
             await self._crash_loop(unit)
 
+    async def _has_image(self, unit: Unit, seen: Instance | None) -> bool:
+        """Tell whether a unit can be made; one that cannot waits for its image, which is no fault of its own."""
+        if seen is not None and seen.fingerprint == unit.fingerprint:
+            return True  # its container is there
+        try:
+            await self.engine.image_id(unit.image)
+        except ImageMissingError as error:
+            self._waits[unit.name] = self.clock() + IMAGE_S
+            told = await self.ledger.last(unit.name, "unit.")
+            if told is None or (told.event, told.cause) != ("unit.waits", str(error)):
+                await self.ledger.append("unit.waits", unit.name, str(error), code=Code.IMAGE_GONE.value)
+            return False
+        self._waits.pop(unit.name, None)
+        return True
+
     async def _crash_loop(self, unit: str) -> None:
         """Say once that a unit keeps crashing; a champion that does is replaced by the release before it."""
         limits = self.limits
@@ -216,20 +249,19 @@ class Supervisor:
         told = await self.ledger.last(unit, "unit.crash_loop")
         if told is not None and datetime.fromisoformat(told.at) > since:
             return
+        serving = await self.registry.serving()
+        champion = serving.champion
+        mine = champion is not None and engine_name(champion) == unit
+        obstacle = why_no_return(serving, await self.rollouts.newest(ROLLOUTS_READ), since=since) if mine else ""
         await self.ledger.append(
             "unit.crash_loop",
             unit,
             f"it crashed {limits.crashes} times within {limits.crash_window_s:g} s; from now on it is started again "
-            f"every {BACKOFF_MOST_S:g} s only",
+            f"every {BACKOFF_MOST_S:g} s only" + (f". No rollback is asked for: {obstacle}" if obstacle else ""),
         )
-        serving = await self.registry.serving()
-        if serving.champion is None or engine_name(serving.champion) != unit or serving.previous is None:
-            return
-        for rollout in await self.rollouts.newest(10):
-            if rollout.kind == "rollback" and datetime.fromisoformat(rollout.created_at) > since:
-                return  # the release before was left for its own faults: no going to and fro
-        with contextlib.suppress(LoopdError):
-            await self.rollouts.request_rollback(f"release {serving.champion[:SHORT]} is in a crash loop")
+        if champion is not None and mine and not obstacle:
+            with contextlib.suppress(LoopdError):
+                await self.rollouts.request_rollback(f"release {champion[:SHORT]} is in a crash loop")
 
     async def _start(self, unit: Unit, cause: Cause | None) -> None:
         """Bring a unit up; ``cause``: why it is started anew, None for a first start."""
@@ -240,7 +272,7 @@ class Supervisor:
             failure = str(error)
         with contextlib.suppress(StateWriteError):
             if failure:
-                await self.ledger.append("unit.failed", unit.name, failure[:1000])
+                await self.ledger.append("unit.failed", unit.name, failure[:1000], code=Code.START_FAILED.value)
             elif cause is None:
                 await self.ledger.append("unit.started", unit.name, "first start")
             if failure and (cause is None or cause.code not in CRASHES):

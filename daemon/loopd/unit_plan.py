@@ -69,6 +69,8 @@ class Past:
     ran: bool = False  #: before, so that an absent one is a loss and not a first start
     evidence: Evidence = NOTHING
     looping: bool = False  #: it crashed too often: restarts go on, but seldom
+    failed: bool = False  #: the last thing tried was a start, and it failed
+    wait_until: datetime | None = None  #: it lacks something: no use to try before
 
 
 def is_looping(crashes: Sequence[datetime], *, most: int, window_s: float, now: datetime) -> bool:
@@ -84,11 +86,14 @@ def plan_units(
     for unit in desired:
         instance, before = observed.get(unit.name), past.get(unit.name, Past())
         if instance is None and not before.ran:
-            steps.append(Apply(unit=unit, cause=Cause(Code.UNKNOWN, "first start"), restart=False))
+            first = Cause(Code.UNKNOWN, "first start")
+            due = due_at(before, instance, now)
+            late = Wait(unit=unit.name, until=due, cause=first)
+            steps.append(late if due > now else Apply(unit=unit, cause=first, restart=False))
             continue
-        if (cause := _why(unit, instance, before.evidence)) is None:
+        if (cause := _why(unit, instance, before)) is None:
             continue
-        due = _due(before, instance, now)
+        due = due_at(before, instance, now)
         if due > now:
             steps.append(Wait(unit=unit.name, until=due, cause=cause))
         else:
@@ -98,17 +103,21 @@ def plan_units(
     return tuple(steps)
 
 
-def _why(unit: Unit, instance: Instance | None, evidence: Evidence) -> Cause | None:
+def _why(unit: Unit, instance: Instance | None, past: Past) -> Cause | None:
     """Say why a unit must be started anew, None when it is as desired."""
+    if instance is None and past.failed:
+        return Cause(Code.START_FAILED, "it could not be started the last time")
     if instance is None or instance.state is not InstanceState.RUNNING:
-        return explain_end(instance, evidence)
+        return explain_end(instance, past.evidence)
     if instance.fingerprint != unit.fingerprint:
         return Cause(Code.CONFIGURATION, "its configuration changed")
     return None
 
 
-def _due(past: Past, instance: Instance | None, now: datetime) -> datetime:
+def due_at(past: Past, instance: Instance | None, now: datetime) -> datetime:
     """Return when the next restart may be: at once after a long run, else after the back-off."""
+    if past.wait_until is not None and past.wait_until > now:
+        return past.wait_until
     if not past.crashes:
         return now
     last = past.crashes[-1]

@@ -17,12 +17,12 @@ from loopd.cause import Cause, Code
 from loopd.config import SuperviseSettings
 from loopd.engine import Engine, Instance, InstanceState, Unit
 from loopd.errors import LoopdError
-from loopd.gateway import Gateway, Pool, Server, ServerState
+from loopd.gateway import Gateway, GatewayDownError, Pool, Server, ServerState
 from loopd.gpu import Gpus, InMemoryGpus, lost_device
 from loopd.loading import Loader
 from loopd.ollama import EngineAnswerError
 from loopd.supervise import Supervisor
-from loopd.units import AGENT, ENGINE_PREFIX
+from loopd.units import AGENT, ENGINE_PREFIX, GATEWAY
 
 LOOK_S = 1.0
 DEVICE_S = 15.0
@@ -80,7 +80,7 @@ class Health:
             return None
         if not self.was_up and now - self.since < limits.grace_s:
             return None
-        return Cause(Code.UNHEALTHY, f"the gateway's probe finds it down for {now - self.down_since:.0f} s")
+        return Cause(Code.UNHEALTHY, f"it runs and has not answered for {now - self.down_since:.0f} s")
 
 
 @dataclass(kw_only=True)
@@ -108,22 +108,26 @@ class Vitals:
             await asyncio.sleep(LOOK_S)
             try:
                 await self.look()
-            except LoopdError as error:  # engine or gateway away: the supervisor sees to that
+            except LoopdError as error:  # the engine is away: the supervisor sees to that
                 log.info("vitals.postponed", error=str(error))
                 self._health.clear()
 
     async def look(self) -> None:
         """Compare what runs with what the gateway's probes find, once."""
-        servers = {(s.pool, s.server): s for s in await self.gateway.observe()}
+        begun = self.clock()  # a gateway that hangs is given its time to answer: it was down before that was over
+        try:
+            servers = {(s.pool, s.server): s for s in await self.gateway.observe()}
+        except GatewayDownError:
+            servers = None
         running = await self._running()
         kept: dict[tuple[str, str], Health] = {}
         for unit, instance in running:
-            server = _server(unit.name, servers)
-            if server is None:
+            up = _is_up(unit.name, servers)
+            if up is None:
                 continue
             run = (instance.id, str(instance.started_at))
             health = kept[run] = self._health.get(run, Health(since=self.clock()))
-            health.see(up=server.state is not ServerState.DOWN, now=self.clock())
+            health.see(up=up, now=begun)
             if (cause := health.judge(self.limits, self.clock())) is not None:
                 self.supervisor.replace(unit, instance, cause)
                 del kept[run]
@@ -219,7 +223,10 @@ class Vitals:
         return [(unit, observed[unit.name]) for unit in await self.supervisor.desired() if unit.name in observed]
 
 
-def _server(unit: str, servers: Mapping[tuple[Pool, str], Server]) -> Server | None:
-    if unit == AGENT:
-        return servers.get(("agent", AGENT))
-    return servers.get(("engine", unit.removeprefix(ENGINE_PREFIX)))
+def _is_up(unit: str, servers: Mapping[tuple[Pool, str], Server] | None) -> bool | None:
+    """Tell whether a unit answers, None where nobody knows; ``servers``: None when the gateway does not answer."""
+    if unit == GATEWAY:
+        return servers is not None
+    pool: Pool = "agent" if unit == AGENT else "engine"
+    server = (servers or {}).get((pool, unit.removeprefix(ENGINE_PREFIX)))
+    return server.state is not ServerState.DOWN if server else None

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from loopd.boot import HostTimes, parse_boot, read_host_times
 from loopd.cause import CRASHES, Code, Evidence, explain_end
 from loopd.engine import Event, Instance, InstanceState
 
@@ -68,16 +67,6 @@ def test_why_a_container_ended(instance: Instance | None, evidence: Evidence, co
 
 
 def test_what_others_did_is_no_crash() -> None:
-    others = {Code.OPERATOR, Code.REMOVED, Code.CONFIGURATION, Code.HOST_REBOOT, Code.ENGINE_RESTART}
+    others = {Code.IMAGE_GONE, Code.OPERATOR, Code.REMOVED, Code.CONFIGURATION, Code.HOST_REBOOT, Code.ENGINE_RESTART}
     assert not others & CRASHES
     assert others | CRASHES == set(Code)
-
-
-def test_the_host_tells_when_it_was_started() -> None:
-    assert parse_boot("cpu 1 2\nbtime 1700000000\n") == datetime.fromtimestamp(1700000000, UTC)
-    assert parse_boot("cpu 1 2\n") is None
-    times = read_host_times(engine_is_local=False)
-    assert times.booted_at is not None
-    assert times.booted_at < datetime.now(UTC)
-    assert times.engine_started_at() is None
-    assert HostTimes().engine_started_at() is None

@@ -276,6 +276,19 @@ async def test_a_container_that_someone_renamed_is_the_same_and_gets_its_name_ba
 
 
 @pytest.mark.docker
+async def test_a_container_is_started_anew_although_its_image_lost_its_name(real: Real) -> None:
+    tag = f"{real.instance}:1"
+    await asyncio.to_thread(real.operator.images.get(IMAGE).tag, tag)
+    first = await real.engine.apply(unit(image=tag))
+    await asyncio.to_thread(real.operator.images.remove, tag, force=True)
+    await real.hand("kill")
+    assert (await real.engine.apply(unit(image=tag))).id == first.id
+    with pytest.raises(ImageMissingError):
+        await real.engine.apply(unit(image=tag, environment=(("A", "1"),)))
+    assert [i.id for i in await real.engine.observe()] == [first.id]
+
+
+@pytest.mark.docker
 async def test_a_container_that_someone_paused_goes_on_or_is_removed(real: Real) -> None:
     first = await real.engine.apply(unit())
     await real.hand("pause")

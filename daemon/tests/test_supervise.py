@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from loopd.cause import Cause, Code
 from loopd.config import SuperviseSettings
-from loopd.engine import InMemoryEngine, Instance, InstanceState, Limits, Unit
+from loopd.engine import InMemoryEngine, Instance, InstanceState, Limits, Relist, StartFailedError, Unit
 from loopd.gateway import InMemoryGateway
 from loopd.ledger import Ledger
 from loopd.metrics import build_metrics
@@ -22,6 +23,7 @@ from loopd.rollout import Rollouts
 from loopd.routing import Routing
 from loopd.state import Database
 from loopd.supervise import Supervisor
+from loopd.unit_plan import BACKOFF_MOST_S
 from samples import make_release
 
 IMAGE = "image"
@@ -200,16 +202,56 @@ async def test_an_engine_that_goes_and_comes_back_is_waited_for(bench: Bench) ->
     await bench.until(lambda: bench.running("agent"))
 
 
-async def test_a_unit_that_cannot_start_is_tried_less_and_less_often(bench: Bench) -> None:
-    """A missing image must not turn into a busy loop."""
+async def test_a_unit_that_cannot_start_is_tried_less_and_less_often(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await everything_up(bench)
-    bench.fixed[1] = unit("agent", "missing")
-    bench.supervisor.poke()
-    await asyncio.sleep(1.0)
-    assert 1 <= await bench.restarts.count("agent") <= 6
+    apply, tried = bench.engine.apply, []
+
+    async def refuse(of: Unit) -> Instance:
+        if of.name == "agent":
+            tried.append(1)
+            raise StartFailedError("no such mount")
+        return await apply(of)
+
+    monkeypatch.setattr(bench.engine, "apply", refuse)
+    bench.engine.die("agent")
+    await bench.until(lambda: len(tried) >= 3)
+    assert await bench.supervisor.looping("agent"), "from now on it waits a minute"
+    await asyncio.sleep(0.3)
+    assert len(tried) == 3
     entry = await bench.ledger.last("agent", "unit.failed")
     assert entry is not None
+    assert entry.cause == "no such mount"
+
+
+async def test_a_unit_whose_image_is_gone_waits_and_is_no_crash(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await everything_up(bench)
+    looks: list[str] = []
+    image_id = bench.engine.image_id
+
+    async def look(reference: str) -> str:
+        looks.append(reference)
+        return await image_id(reference)
+
+    monkeypatch.setattr(bench.engine, "image_id", look)
+    bench.fixed[1] = unit("agent", "missing")
+    bench.supervisor.poke()
+    await bench.until(lambda: "missing" in looks)
+    for _ in range(20):
+        bench.supervisor.poke()
+        await asyncio.sleep(0.01)
+    assert looks == ["missing"], "no busy loop"
+    assert bench.running("agent"), "what runs is kept until there is something to put in its place"
+    assert await bench.restarts.count("agent") == 0
+    entry = await bench.ledger.last("agent", "unit.")
+    assert entry is not None
+    assert (entry.event, entry.detail["code"]) == ("unit.waits", "image_gone")
     assert "missing" in entry.cause
+    bench.engine.images["missing"] = "sha256:m"
+    bench.supervisor.clock = lambda: datetime.now(UTC) + timedelta(minutes=1)
+    bench.supervisor.poke()
+    await bench.until(lambda: bench.engine.instances["agent"].image_id == "sha256:m")
 
 
 async def test_a_load_that_fails_is_tried_again(bench: Bench) -> None:
@@ -297,6 +339,81 @@ async def test_what_runs_and_does_not_work_is_replaced(bench: Bench) -> None:
     entry = await bench.ledger.last(A.unit, "unit.restarted")
     assert entry is not None
     assert (entry.cause, entry.detail["code"]) == ("no token", "wedged")
+
+
+async def test_in_a_crash_loop_what_does_not_work_is_replaced_seldom(bench: Bench) -> None:
+    await everything_up(bench)
+    for _ in range(3):
+        await bench.restarts.record("agent", Cause(Code.UNHEALTHY, "down"))
+    broken = bench.engine.instances["agent"]
+    bench.supervisor.replace(unit("agent"), broken, Cause(Code.UNHEALTHY, "down"))
+    await asyncio.sleep(0.1)
+    assert bench.engine.instances["agent"].id == broken.id
+    bench.supervisor.clock = lambda: datetime.now(UTC) + timedelta(seconds=BACKOFF_MOST_S + 1)
+
+    def asked() -> bool:
+        bench.supervisor.replace(unit("agent"), broken, Cause(Code.UNHEALTHY, "down"))
+        return bench.running("agent") and bench.engine.instances["agent"].id != broken.id
+
+    await bench.until(asked)
+
+
+async def test_a_start_that_failed_is_not_said_to_be_somebodys_removal(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await everything_up(bench)
+    apply, fails = bench.engine.apply, [StartFailedError("no room")]
+    broken = bench.engine.instances["agent"]
+
+    async def once(of: Unit) -> Instance:
+        if of.name == "agent" and fails:
+            raise fails.pop()
+        return await apply(of)
+
+    monkeypatch.setattr(bench.engine, "apply", once)
+
+    def asked() -> bool:  # as long as the first start is not over, nothing is replaced
+        if fails:
+            bench.supervisor.replace(unit("agent"), broken, Cause(Code.WEDGED, "hangs"))
+        return not fails
+
+    await bench.until(asked)
+    await bench.until(lambda: bench.running("agent"))
+    assert [r.code for r in await bench.restarts.of("agent")] == [Code.WEDGED, Code.START_FAILED]
+
+
+async def test_the_agent_waits_for_a_gateway_that_is_being_started(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await everything_up(bench)
+    open_gate = asyncio.Event()
+    asked = asyncio.Event()
+
+    async def prepare() -> None:
+        asked.set()
+        await open_gate.wait()
+
+    monkeypatch.setattr(bench.supervisor, "prepare_gateway", prepare)
+    bench.engine.die("gateway")
+    bench.engine.die("agent")
+    await asked.wait()
+    await bench.supervisor.reconcile()
+    await asyncio.sleep(0.1)
+    assert not bench.running("agent")
+    open_gate.set()
+    await bench.until(lambda: bench.running("gateway") and bench.running("agent"))
+
+
+async def test_a_dead_event_watcher_is_not_passed_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken() -> AsyncIterator[Relist]:
+        yield Relist()
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(bench.engine, "watch", broken)
+    second = replace(bench.supervisor)
+    with pytest.raises(RuntimeError, match="a bug"):
+        async with asyncio.timeout(5):
+            await second.run_forever()
 
 
 async def test_only_a_reconcile_that_worked_keeps_the_watchdog_quiet(bench: Bench) -> None:

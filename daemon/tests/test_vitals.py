@@ -73,17 +73,21 @@ class FakeSupervisor:
     """Stands for the two questions and the one order that vitals have."""
 
     replaced: list[Cause] = field(default_factory=list)
+    units: list[tuple[Unit, Cause]] = field(default_factory=list)
     happened: asyncio.Event = field(default_factory=asyncio.Event)
     ready: bool = True
 
+    wanted: list[Unit] = field(default_factory=lambda: [ENGINE])
+
     async def desired(self) -> list[Unit]:
-        return [ENGINE]
+        return self.wanted
 
     def loaded(self, instance: Instance) -> bool:
         return self.ready
 
     def replace(self, unit: Unit, instance: Instance, cause: Cause) -> None:
         self.replaced.append(cause)
+        self.units.append((unit, cause))
         self.happened.set()
 
 
@@ -228,3 +232,26 @@ async def test_a_driver_that_went_away_is_told(bench: Bench) -> None:
 
 async def test_the_emptiest_gpu_counts() -> None:
     assert await free_memory(InMemoryGpus((gpu(used=9), gpu(used=2)))) == 8
+
+
+async def test_a_gateway_that_runs_and_does_not_answer_is_replaced(bench: Bench) -> None:
+    """Stopped by a signal, it takes connections and no request: nothing else would mend it."""
+    gateway = Unit(name="gateway", image="i", user="1:1", network="host", limits=Limits(memory_bytes=1))
+    await bench.engine.apply(gateway)
+    bench.supervisor.wanted = [gateway, ENGINE]
+    clock = [0.0]
+    vitals = bench.vitals()
+    vitals.clock = lambda: clock[0]
+    await vitals.look()
+    bench.gateway.down = True
+    for clock[0] in (1.0, 6.0):
+        await vitals.look()
+    bench.gateway.down = False
+    await vitals.look()
+    bench.gateway.down = True
+    for clock[0] in (7.0, 16.9):
+        await vitals.look()
+    assert bench.supervisor.replaced == []
+    clock[0] = 17.1
+    await vitals.look()
+    assert [(unit.name, cause.code) for unit, cause in bench.supervisor.units] == [("gateway", Code.UNHEALTHY)]

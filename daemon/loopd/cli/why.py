@@ -45,6 +45,7 @@ _VERBS = {
     "unit.removed": "was removed",
     "unit.restarted": "was restarted",
     "unit.started": "was started",
+    "unit.waits": "waits",
 }
 
 
