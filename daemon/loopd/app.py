@@ -166,6 +166,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
         ledger = Ledger(database)
         rollouts = Rollouts(database, registry, ledger, policy=policy_of(settings.rollout))
         journal = Journal(database, epoch=await registry.raise_epoch())
+        await journal.settle()
         loader = OllamaLoader(settings, engine, session)
         routing = Routing.over(registry, engine, traffic)
         gpus: Gpus = NvmlGpus() if settings.engine_gpu else InMemoryGpus()

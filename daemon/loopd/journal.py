@@ -40,6 +40,14 @@ class Journal:
         self._database = database
         self._epoch = epoch
 
+    async def settle(self) -> None:
+        """Write of the steps that an earlier loopd died in the middle of that they are not known to be done."""
+        await self._database.execute(
+            "UPDATE journal SET state = 'failed', finished_at = ?, error = 'loopd ended in the middle of it'"
+            " WHERE state = 'begun' AND epoch < ?",
+            (now(), self._epoch),
+        )
+
     async def begin(self, rollout: int, step: Step) -> int:
         """Write that a step is about to be done; return its row. Raises StaleEpochError."""
         async with self._database.transaction():

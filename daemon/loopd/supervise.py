@@ -74,6 +74,7 @@ class Supervisor:
     _loaded: tuple[str, datetime | None] | None = None  #: container and start of the engine that was loaded last
     _touched: dict[str, Event] = field(default_factory=dict)  #: by unit: what somebody did to it last
     _engine_back_at: datetime | None = None
+    _seen: set[str] = field(default_factory=set)  #: units wanted now that were there at some look of this life
     _waits: dict[str, datetime] = field(default_factory=dict)  #: by unit: it lacks its image, look again then
 
     async def run_forever(self) -> None:
@@ -126,7 +127,8 @@ class Supervisor:
             if not i.unit.startswith(SANDBOX_PREFIX) and i.unit not in theirs | half_way
         }
         desired = [unit for unit in desired if unit.name not in half_way]
-        past = {unit.name: await self._past(unit.name) for unit in desired}
+        self._seen = {unit.name for unit in desired if unit.name in observed or unit.name in self._seen}
+        past = {unit.name: await self._past(unit.name, absent=unit.name not in observed) for unit in desired}
         for name, one in past.items():
             self.metrics.unit_crash_loop.labels(unit=metric_unit(name)).set(one.looping)
         steps = plan_units(desired=desired, observed=observed, past=past, now=self.clock())
@@ -152,6 +154,11 @@ class Supervisor:
         """Tell whether the champion's weights were brought into this run of its engine."""
         return self._loaded == (instance.id, instance.started_at)
 
+    async def tell(self, event: str, subject: str, words: str) -> None:
+        """Write down what was seen and needs a person."""
+        with contextlib.suppress(StateWriteError):
+            await self.ledger.append(event, subject, words)
+
     def replace(self, unit: Unit, instance: Instance, cause: Cause) -> None:
         """Replace a unit that runs and does not work."""
         self._mend(unit.name, self._replace(unit, instance, cause))
@@ -164,14 +171,15 @@ class Supervisor:
         await self.engine.remove(unit.name, grace_s=0)  # what hangs does not end by itself
         await self._start(unit, cause)
 
-    async def _past(self, unit: str) -> Past:
+    async def _past(self, unit: str, *, absent: bool = False) -> Past:
+        """Return what is remembered of a unit; of one that is absent also what only the ledger knows."""
         crashes = await self.restarts.crashes(unit)
         limits = self.limits
-        last = await self.ledger.last(unit, "unit.")
-        started = await self.ledger.last(unit, "unit.started") or await self.ledger.last(unit, "unit.restarted")
+        last = await self.ledger.last(unit, "unit.") if absent else None  # a long look back: seldom
+        ran = unit in self._seen or (absent and await self._ran(unit))
         return Past(
             crashes=crashes,
-            ran=started is not None,
+            ran=ran,
             failed=last is not None and (last.event, last.detail.get("code")) == ("unit.failed", Code.START_FAILED),
             wait_until=self._waits.get(unit),
             evidence=Evidence(
@@ -181,6 +189,11 @@ class Supervisor:
             ),
             looping=is_looping(crashes, most=limits.crashes, window_s=limits.crash_window_s, now=self.clock()),
         )
+
+    async def _ran(self, unit: str) -> bool:
+        """Tell whether an earlier loopd started a unit."""
+        known = await self.ledger.last(unit, "unit.started") or await self.ledger.last(unit, "unit.restarted")
+        return known is not None
 
     def _mend(self, name: str, work: object) -> None:
         """Run one unit's repair, unless one is under way."""
@@ -214,6 +227,7 @@ class Supervisor:
 
     async def _write_down(self, unit: str, cause: Cause, seen: Instance | None) -> None:
         """Record a restart, and whether it is one too many."""
+        self._touched.pop(unit, None)  # it has explained this end, and explains no other
         await self.restarts.record(unit, cause)
         self.metrics.restarts.labels(unit=metric_unit(unit), cause=cause.code.value).inc()
         await self.ledger.append(

@@ -18,7 +18,7 @@ from loopd.config import SuperviseSettings
 from loopd.engine import Engine, Instance, InstanceState, Unit
 from loopd.errors import LoopdError
 from loopd.gateway import Gateway, GatewayDownError, Pool, Server, ServerState
-from loopd.gpu import Gpus, InMemoryGpus, lost_device
+from loopd.gpu import Gpus, InMemoryGpus, Leftovers, lost_device
 from loopd.loading import Loader
 from loopd.ollama import EngineAnswerError
 from loopd.supervise import Supervisor
@@ -95,6 +95,7 @@ class Vitals:
     gpus: Gpus = field(default_factory=InMemoryGpus)
     clock: Callable[[], float] = time.monotonic
     _health: dict[tuple[str, str], Health] = field(default_factory=dict)
+    _leftovers: Leftovers = field(default_factory=Leftovers)
 
     async def run_forever(self) -> None:
         """Watch until cancelled."""
@@ -186,7 +187,17 @@ class Vitals:
         ``missed``: the run that did so at the last look; the weights may be on their way.
         """
         gpus = await self.gpus.read()
-        found = await self._champion() if gpus else None
+        if not gpus:
+            return ""
+        found = await self._champion()
+        run = f"{found[1].id} {found[1].started_at}" if found else ""
+        if left := self._leftovers.see(run, gpus, self.clock()):
+            await self.supervisor.tell(
+                "gpu.memory_kept",
+                "gpu",
+                f"an engine that ended left {left >> 20} MiB of GPU memory in use, which no process has; "
+                "a reset of the GPU or a reboot frees it",
+            )
         if found is None:
             return ""
         unit, instance = found

@@ -8,12 +8,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from loopd.gpu import Gpu, GpuError, InMemoryGpus, NvmlGpus, free_memory, lost_device
+from loopd.gpu import (
+    RELEASE_S,
+    RETRY_S,
+    SLACK_BYTES,
+    Gpu,
+    GpuError,
+    InMemoryGpus,
+    Leftovers,
+    NvmlGpus,
+    free_memory,
+    lost_device,
+    not_released,
+)
 
 GIB = 1 << 30
 
 
-def gpu(index: int = 0, *, used: int = 0, pids: tuple[int, ...] = ()) -> Gpu:
+def gpu(index: int = 0, *, used: int = 0, owned: int | None = 0, pids: tuple[int, ...] = ()) -> Gpu:
     return Gpu(
         index=index,
         name="card",
@@ -21,6 +33,7 @@ def gpu(index: int = 0, *, used: int = 0, pids: tuple[int, ...] = ()) -> Gpu:
         total_bytes=80 * GIB,
         used_bytes=used,
         pids=frozenset(pids),
+        owned_bytes=owned,
     )
 
 
@@ -35,6 +48,7 @@ class Driver:
     absent: bool = False
     lost: bool = False
     processes: list[int] = field(default_factory=list)
+    each: int | None = GIB // 4  #: memory of a process; None: not told
     asked: int = 0
     NVMLError: type[Exception] = DriverError
 
@@ -61,7 +75,8 @@ class Driver:
         return f"GPU-{handle}"
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:  # noqa: N802 see above
-        return [SimpleNamespace(pid=pid) for pid in (self.processes if handle == 0 else [])]
+        found = self.processes if handle == 0 else []
+        return [SimpleNamespace(pid=pid, usedGpuMemory=self.each) for pid in found]
 
 
 @pytest.fixture
@@ -77,14 +92,20 @@ async def test_a_reading_tells_memory_and_processes(driver: Driver) -> None:
     first, second = await NvmlGpus().read()
     assert (first.name, first.uuid, first.used_bytes, first.free_bytes) == ("card", "GPU-0", GIB, 79 * GIB)
     assert (first.pids, second.pids) == (frozenset({7, 8}), frozenset())
+    assert (first.unowned_bytes, second.unowned_bytes) == (GIB // 2, 2 * GIB)
+    driver.each = None
+    assert (await NvmlGpus().read())[0].unowned_bytes is None
 
 
-async def test_a_host_without_a_driver_has_no_gpu_and_is_not_asked_again(driver: Driver) -> None:
+async def test_a_host_without_a_driver_has_no_gpu_and_is_asked_seldom(driver: Driver) -> None:
+    now = [0.0]
     driver.absent = True
-    gpus = NvmlGpus()
+    gpus = NvmlGpus(clock=lambda: now[0])
     assert await gpus.read() == await gpus.read() == ()
     assert driver.asked == 1
     assert await free_memory(gpus) is None
+    now[0], driver.absent = RETRY_S, False
+    assert len(await gpus.read()) == 2, "the driver was loaded later"
 
 
 async def test_a_driver_that_fails_is_told_of_and_read_again_when_it_is_back(driver: Driver) -> None:
@@ -123,3 +144,32 @@ async def test_the_emptiest_gpu_counts() -> None:
 )
 def test_an_engine_on_none_of_the_gpus_has_lost_them(pids: set[int], gpus: list[Gpu], lost: bool) -> None:
     assert lost_device(pids, gpus) is lost
+
+
+@pytest.mark.parametrize(
+    ("after", "left"),
+    [
+        (gpu(used=GIB), 0),
+        (gpu(used=GIB + SLACK_BYTES), 0),
+        (gpu(used=9 * GIB), 8 * GIB),
+        (gpu(used=9 * GIB, owned=8 * GIB, pids=(9,)), 0),
+        (gpu(used=9 * GIB, owned=None), 0),
+        (gpu(1, used=9 * GIB), 0),
+    ],
+    ids=["given back", "all but a little", "kept", "a new engine has it", "nobody knows", "another card"],
+)
+def test_memory_that_nobody_has_after_the_end_is_a_leak(after: Gpu, left: int) -> None:
+    assert not_released({"GPU-0": GIB}, [after]) == left
+
+
+def test_each_end_is_judged_once_and_only_after_its_time() -> None:
+    leftovers = Leftovers()
+    runs, leaks = [gpu(used=8 * GIB, owned=8 * GIB)], [gpu(used=8 * GIB)]
+    assert leftovers.see("one", runs, 0) == 0
+    assert leftovers.see("", leaks, 1) == 0
+    assert leftovers.see("", leaks, 1 + RELEASE_S / 2) == 0
+    assert leftovers.see("", leaks, 1 + RELEASE_S) == 8 * GIB
+    assert leftovers.see("", leaks, 60) == 0
+    assert leftovers.see("two", [gpu(used=16 * GIB, owned=8 * GIB)], 70) == 0
+    assert leftovers.see("", [gpu(used=8 * GIB)], 80) == 0
+    assert leftovers.see("", [gpu(used=8 * GIB)], 80 + RELEASE_S) == 0, "what the first left is not the second's"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import cast
 
@@ -78,6 +78,10 @@ class FakeSupervisor:
     ready: bool = True
 
     wanted: list[Unit] = field(default_factory=lambda: [ENGINE])
+    told: list[tuple[str, str]] = field(default_factory=list)
+
+    async def tell(self, event: str, subject: str, words: str) -> None:
+        self.told.append((event, words))
 
     async def desired(self) -> list[Unit]:
         return self.wanted
@@ -255,3 +259,18 @@ async def test_a_gateway_that_runs_and_does_not_answer_is_replaced(bench: Bench)
     clock[0] = 17.1
     await vitals.look()
     assert [(unit.name, cause.code) for unit, cause in bench.supervisor.units] == [("gateway", Code.UNHEALTHY)]
+
+
+async def test_gpu_memory_that_an_engine_left_behind_is_told_once(bench: Bench) -> None:
+    clock = [0.0]
+    vitals = bench.vitals()
+    vitals.clock = lambda: clock[0]
+    idle = Gpu(index=0, name="card", uuid="GPU-0", total_bytes=80 << 30, used_bytes=0, pids=frozenset(), owned_bytes=0)
+    gpus = InMemoryGpus((replace(idle, used_bytes=9 << 30, owned_bytes=9 << 30, pids=frozenset({1})),))
+    vitals.gpus = gpus
+    await vitals.look_at_device("")
+    bench.supervisor.ready = False
+    gpus.gpus = (replace(idle, used_bytes=9 << 30),)
+    for clock[0] in (15.0, 30.0, 45.0):
+        await vitals.look_at_device("")
+    assert [(event, "9216 MiB" in words) for event, words in bench.supervisor.told] == [("gpu.memory_kept", True)]

@@ -22,6 +22,7 @@ _VERBS = {
     "candidate.ignored": "was passed over",
     "candidate.rejected": "was refused",
     "candidate.waits": "waits",
+    "gpu.memory_kept": "has less memory than it should",
     "lease.expired": "was taken back",
     "release.added": "became a release",
     "release.baked": "was watched while it took traffic",
