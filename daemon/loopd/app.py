@@ -68,6 +68,7 @@ from loopd.units import AGENT_UID, GATEWAY_UID, Layout, agent_unit, engine_unit,
 from loopd.vitals import Vitals
 from loopd.watch import Watcher
 
+NICE = 5  # requests come first: what loopd does at a swap must not slow what serves
 EX_CONFIG = 78  # sysexits.h: the supervisor must not try again
 EX_OSERR = 71
 CONNECTIONS = 32  # of loopd to its engines
@@ -441,6 +442,7 @@ def main() -> None:
         settings = load_settings()
         images = load_images(settings.home)
         configure_logs(settings.log_level)
+        os.nice(NICE)
         asyncio.run(_until_signalled(settings, images))
     except StateError as error:
         _die(EX_OSERR, error)

@@ -27,6 +27,7 @@ SCHEMA: dict[str, object] = {
 }
 
 LEAST_MEAN_LOGPROB = math.log(0.1)  # the model gives the token it chooses one chance in ten, on average, or less
+LEAST_SHORT_LOGPROB = 1.5 * LEAST_MEAN_LOGPROB  # of answers too short for a fair mean
 JUDGED_TOKENS = 8  # a shorter answer says nothing about repetition
 LONGEST_RUN = 7  # of one token
 LEAST_DISTINCT = 0.15  # of the tokens
@@ -54,6 +55,8 @@ def _faults(text: str, tokens: Sequence[Token]) -> Iterator[str]:
     unreadable = sum(1 for letter in text if letter == "\ufffd" or (letter < " " and letter not in "\n\r\t"))
     if unreadable > MOST_UNREADABLE * max(len(text), 4):
         yield f"{unreadable} of {len(text)} characters are unreadable"
+    if tokens and sum(token.logprob for token in tokens) / len(tokens) < LEAST_SHORT_LOGPROB:
+        yield f"it guesses: even its {len(tokens)} likeliest tokens are unlikely"
     if len(tokens) >= JUDGED_TOKENS:
         yield from _faults_of_tokens([token.text for token in tokens], [token.logprob for token in tokens])
 

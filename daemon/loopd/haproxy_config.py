@@ -172,6 +172,7 @@ def _defaults(config: GatewayConfig) -> str:
     option dontlognull
     option redispatch 1
     option abortonclose
+    option http-no-delay
     retries 3
     retry-on conn-failure
     timeout connect 2s

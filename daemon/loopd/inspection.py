@@ -23,7 +23,8 @@ _ANSWER_BYTES: Final = 2 * MIB
 #: Sets its own limits before it imports the parser or opens the file: preexec_fn is not safe beside loopd's threads.
 #: Without -S the site packages' start-up files would cost more than the check itself.
 _BOOT: Final = """
-import resource, sys
+import os, resource, sys
+os.nice(10)
 memory, seconds, packages, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 for limit, most in (
     (resource.RLIMIT_AS, memory),

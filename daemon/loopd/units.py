@@ -28,10 +28,11 @@ AGENT_PORT = 8000
 TOOL_SOCKET = "mcp.sock"
 
 # Of CPU time, when there is not enough for all.
-GATEWAY_WEIGHT = 8192  # all traffic passes it, and it needs little
-SERVING_WEIGHT = 1024
-CANDIDATE_WEIGHT = 64  # while it starts, loads and is checked: what serves comes first
-SANDBOX_WEIGHT = 256
+# Where control groups have the newer interface, an ordinary service of the host has what is 2600 here.
+GATEWAY_WEIGHT = 16384  # all traffic passes it, and it needs little
+SERVING_WEIGHT = 4096
+CANDIDATE_WEIGHT = 256  # while it starts, loads and is checked: what serves comes first
+SANDBOX_WEIGHT = 1024
 
 # The runner's process and its buffers beside the weights and the key-value cache; measured 80 MB for a tiny model.
 ENGINE_OVERHEAD_BYTES = 512 << 20
@@ -155,7 +156,7 @@ def agent_unit(settings: Settings, image: str, *, internal_address: str) -> Unit
         image=image,
         user=f"{AGENT_UID}:{AGENT_UID}",
         network="internal",
-        limits=Limits(memory_bytes=512 << 20, pids=128),
+        limits=Limits(memory_bytes=512 << 20, pids=128, weight=SERVING_WEIGHT),
         environment=tuple(sorted(environment.items())),
         mounts=(
             Mount(source=str(layout.broker), target="/run/broker", read_only=True),
@@ -171,7 +172,7 @@ def engine_unit(settings: Settings, release: Release) -> Unit:
         image=release.engine_image,
         user=f"{ENGINE_UID}:{ENGINE_UID}",
         network="internal",
-        limits=Limits(memory_bytes=memory_needed(release), pids=256),
+        limits=Limits(memory_bytes=memory_needed(release), pids=256, weight=SERVING_WEIGHT),
         environment=(
             ("OLLAMA_KEEP_ALIVE", "-1"),
             ("OLLAMA_NOPRUNE", "1"),

@@ -21,6 +21,7 @@ LIVELY = said(*["The", "ocean", "is", "a", "vast", "and", "mysterious", "realm",
 def test_a_lively_answer_and_a_short_one_pass() -> None:
     assert judge(*LIVELY) == ""
     assert judge(*said("4")) == ""
+    assert judge(*said("4", logprob=-2.4)) == ""
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,7 @@ def test_a_lively_answer_and_a_short_one_pass() -> None:
         (said("a", "b", logprob=math.nan), "no probabilities"),
         (said("a", "b", logprob=math.inf), "no probabilities"),
         (said(*LIVELY[0], logprob=-2.65), "guesses"),
+        (said("x", logprob=-5.33), "guesses"),
     ],
 )
 def test_broken_weights_show_in_their_answers(answer: tuple[str, list[Token]], words: str) -> None:
