@@ -23,6 +23,7 @@ import urllib3.exceptions
 from docker.models.containers import Container
 from docker.types import CancellableStream, DeviceRequest, LogConfig
 
+from loopd.cpu_group import prepare_group
 from loopd.engine import (
     EVENT_QUEUE,
     EngineDownError,
@@ -92,6 +93,7 @@ class DockerEngine:
         self._gateway = ""
         self._opening = asyncio.Lock()
         self._networks: dict[str, str] = {}
+        self._group: str | None = None
 
     @property
     def internal_address(self) -> str:
@@ -104,6 +106,7 @@ class DockerEngine:
             if self._client is None:
                 self._client = await self._call(self._connection.client)
             if not self._gateway:
+                self._group = await self._call(self._ensure_group)
                 self._gateway = await self._call(self._ensure_network)
 
     async def close(self) -> None:
@@ -187,6 +190,9 @@ class DockerEngine:
 
     def _name(self, unit: str) -> str:
         return f"{self._connection.instance}-{unit}"
+
+    def _ensure_group(self) -> str | None:
+        return prepare_group(str(self._docker.info().get("CgroupDriver", "")))
 
     def _ensure_network(self) -> str:
         """Return the host side address of our network, made if absent; it has no way out."""
@@ -287,6 +293,7 @@ class DockerEngine:
             nano_cpus=int(unit.limits.cpus * 1e9) if unit.limits.cpus else None,
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
             device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if unit.gpus else None,
+            cgroup_parent=self._group,
             detach=True,
         )
 

@@ -53,6 +53,7 @@ async def test_a_server_at_no_weight_is_no_engine(haproxy: RealHaproxy) -> None:
     """While a release is swapped in place the new one is attached at 0: requests wait until it is promoted."""
     stub = Stub("a")
     async with serving(stub), aiohttp.ClientSession() as session:
+        haproxy.configure(hold_s=20)
         await haproxy.start(route("a", 0, stub.address))
         waiting = asyncio.create_task(ask(session, haproxy))
         await asyncio.wait({waiting}, timeout=0.3)

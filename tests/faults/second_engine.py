@@ -114,7 +114,7 @@ class SecondEngine:
                 if entry.name.isdigit() and f"{self.base}/".encode() in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
         for container in (self.base / "data" / "containers").glob("*"):
-            for group in Path("/sys/fs/cgroup").glob(f"**/docker/{container.name}/cgroup.procs"):
+            for group in Path("/sys/fs/cgroup").glob(f"**/{container.name}/cgroup.procs"):
                 found += map(int, group.read_text().split())
         return [pid for pid in found if pid != os.getpid()]
 

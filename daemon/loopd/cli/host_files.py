@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from loopd.cli.host_parts import Host
 from loopd.config import PREFIX, Settings, config_path
+from loopd.cpu_group import remove_group
 from loopd.host import FILE as STARTED_FILE
 from loopd.host import HostError, is_shared, write_atomically
 from loopd.images import FILE as IMAGES_FILE
@@ -80,6 +81,7 @@ def remove_files(host: Host) -> str:
     home, run_dir = host.settings.home, host.settings.run_dir
     if any(home.iterdir()) and not any((home / name).is_file() for name in MARKERS):
         raise HostError(f"{home} holds none of {', '.join(MARKERS)}, so it is not loopbox's: it was left as it is")
+    remove_group()
     link = host.places.bin_dir / LINK
     gone = [home, run_dir]
     if _is_ours(host, link):
