@@ -85,6 +85,7 @@ class Server:
     weight: int  #: 0..256
     sessions: int  #: requests in flight on it, waiting ones included
     state: ServerState
+    bytes_out: int = 0  #: of its answers since the gateway knows it; grows while it answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,6 +173,7 @@ def _defaults(config: GatewayConfig) -> str:
     option redispatch 1
     option abortonclose
     option http-no-delay
+    option contstats
     retries 3
     retry-on conn-failure
     timeout connect 2s

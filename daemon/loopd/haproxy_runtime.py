@@ -172,6 +172,7 @@ def parse_stat(text: str) -> tuple[Server, ...]:
                 weight=_number(row["uweight"]),
                 sessions=_number(row["scur"]) + _number(row["qcur"]),
                 state=_state(row),
+                bytes_out=_number(row["bout"]),
             )
             for row in rows
             for pool in POOLS

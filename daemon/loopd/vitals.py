@@ -94,6 +94,7 @@ class Vitals:
     limits: SuperviseSettings
     gpus: Gpus = field(default_factory=InMemoryGpus)
     clock: Callable[[], float] = time.monotonic
+    _sent: tuple[str, int] = ("", 0)  #: the champion's engine, bytes it had sent when last looked at
     _health: dict[tuple[str, str], Health] = field(default_factory=dict)
     _leftovers: Leftovers = field(default_factory=Leftovers)
 
@@ -148,6 +149,8 @@ class Vitals:
                 if (run := (instance.id, str(instance.started_at))) != asked:
                     asked, answered_at, in_a_row = run, self.clock(), 0
                 unanswered = await self._ask(unit, instance)
+                if unanswered is not None and await self._answers_others(unit.name):
+                    answered_at = self.clock()  # it is busy: a probe waits its turn behind requests
             except LoopdError as error:
                 log.info("vitals.postponed", error=str(error))
                 in_a_row = 0
@@ -209,6 +212,13 @@ class Vitals:
             unit, instance, Cause(Code.DEVICE_LOST, f"it computes on none of the host's {len(gpus)} GPUs any more")
         )
         return ""
+
+    async def _answers_others(self, unit: str) -> bool:
+        """Tell whether answers came from an engine through the gateway since this was asked last."""
+        name = unit.removeprefix(ENGINE_PREFIX)
+        sent = sum(s.bytes_out for s in await self.gateway.observe() if (s.pool, s.server) == ("engine", name))
+        before, self._sent = self._sent, (unit, sent)
+        return before[0] == unit and sent > before[1]
 
     async def _ask(self, unit: Unit, instance: Instance) -> tuple[float, float, str] | None:
         """Ask for a token; return seconds waited, CPU seconds used and the error when none came."""

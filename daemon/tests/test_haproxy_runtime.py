@@ -23,7 +23,7 @@ from loopd.haproxy_runtime import (
     with_old_workers,
 )
 
-COLUMNS = "# pxname,svname,qcur,scur,status,uweight,check_status,addr"
+COLUMNS = "# pxname,svname,qcur,scur,status,uweight,check_status,addr,bout"
 CONFIG = GatewayConfig(public_port=1, internal_address="10.0.0.1", internal_port=2, max_body_bytes=3)
 PROCESSES = """#<PID>          <type>          <reloads>       <uptime>        <version>
 886             master          2 [failed: 1]   0d00h01m20s     2.6.12
@@ -116,13 +116,14 @@ def test_statistics_are_read_back(observed: list[Server]) -> None:
         ServerState.MAINT: ("MAINT", ""),
     }
     rows = [
-        f"engine,{s.server},0,{s.sessions},{words[s.state][0]},{s.weight},{words[s.state][1]},{s.address}"
+        f"engine,{s.server},0,{s.sessions},{words[s.state][0]},{s.weight},{words[s.state][1]},{s.address},7"
         for s in observed
     ]
-    found = parse_stat("\n".join([COLUMNS, "other,x,0,0,UP,1,,", *rows, "engine,BACKEND,0,0,UP,1,,"]) + "\n\n")
+    found = parse_stat("\n".join([COLUMNS, "other,x,0,0,UP,1,,,", *rows, "engine,BACKEND,0,0,UP,1,,,"]) + "\n\n")
     assert [(s.server, s.address, s.weight, s.sessions) for s in found] == [
         (s.server, s.address, s.weight, s.sessions) for s in observed
     ]
+    assert all(server.bytes_out == 7 for server in found)
     for got, meant in zip(found, observed, strict=True):
         drained = meant.state is ServerState.UP and not meant.weight
         assert got.state is (ServerState.DRAIN if drained else meant.state)
@@ -135,7 +136,7 @@ def test_strange_statistics_are_refused_and_never_crash(text: str, start: str) -
 
 
 @pytest.mark.parametrize(
-    "row", ["engine,a", "engine,a,x,0,UP,1,,1.2.3.4:5", "engine,a,0,0,UP,9999999999999,,1.2.3.4:5"]
+    "row", ["engine,a", "engine,a,x,0,UP,1,,1.2.3.4:5,0", "engine,a,0,0,UP,9999999999999,,1.2.3.4:5,0"]
 )
 def test_a_row_that_makes_no_sense_is_no_empty_gateway(row: str) -> None:
     """Read as no servers, all would be added a second time."""

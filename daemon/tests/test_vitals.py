@@ -274,3 +274,15 @@ async def test_gpu_memory_that_an_engine_left_behind_is_told_once(bench: Bench) 
     for clock[0] in (15.0, 30.0, 45.0):
         await vitals.look_at_device("")
     assert [(event, "9216 MiB" in words) for event, words in bench.supervisor.told] == [("gpu.memory_kept", True)]
+
+
+async def test_an_engine_that_answers_requests_is_busy_however_long_its_probes_wait(bench: Bench) -> None:
+    """Queues of minutes are no fault: a probe stands behind the requests."""
+    vitals = bench.vitals()
+    address = f"{bench.engine.instances[ENGINE.name].address}:11434"
+    await bench.gateway.apply((Route(pool="engine", server="a", address=address, share=100),))
+    assert not await vitals._answers_others(ENGINE.name), "the first look has nothing to compare with"
+    assert not await vitals._answers_others(ENGINE.name)
+    bench.gateway.servers["engine", "a"] = replace(bench.gateway.servers["engine", "a"], bytes_out=9)
+    assert await vitals._answers_others(ENGINE.name)
+    assert not await vitals._answers_others(ENGINE.name)
