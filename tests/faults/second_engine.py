@@ -19,6 +19,7 @@ import requests.exceptions
 from faults.rig import wait_for
 
 END_S = 30.0
+BRIDGE_ADDRESS = "198.18.97.1/24"  # of the block for tests of devices, RFC 2544
 
 CONTAINERD = """
 version = 2
@@ -39,12 +40,19 @@ class SecondEngine:
     process: subprocess.Popen[bytes] | None = None
 
     @property
+    def bridge(self) -> str:
+        """Name of its network bridge; 15 letters at most."""
+        return f"lbe{self.base.name[-8:]}"
+
+    @property
     def url(self) -> str:
         return f"unix://{self.base}/sock"
 
     def start(self) -> float:
         """Start it; return the seconds until it answers."""
         if self.containerd is None:
+            subprocess.run(["ip", "link", "add", "name", self.bridge, "type", "bridge"], check=True)
+            subprocess.run(["ip", "address", "add", BRIDGE_ADDRESS, "dev", self.bridge], check=True)
             (self.base / "containerd.toml").write_text(CONTAINERD.format(base=self.base))
             self.containerd = self._run("containerd", f"--config={self.base / 'containerd.toml'}")
             wait_for("containerd answers", (self.base / "containerd.sock").exists)
@@ -55,7 +63,7 @@ class SecondEngine:
             f"--data-root={self.base / 'data'}",
             f"--exec-root={self.base / 'exec'}",
             f"--pidfile={self.base / 'pid'}",
-            "--bridge=none",
+            f"--bridge={self.bridge}",  # with none, it would remove the one of the machine's engine
             "--iptables=false",  # its rules would get in the way of the machine's engine's
             "--ip6tables=false",
         )
@@ -96,6 +104,7 @@ class SecondEngine:
         if self.containerd is not None:
             self.containerd.kill()
             self.containerd.wait()
+        subprocess.run(["ip", "link", "delete", self.bridge], check=False)
         for _ in range(3):  # what one of them starts in its last moment
             for pid in self._left():
                 with contextlib.suppress(ProcessLookupError):
