@@ -29,7 +29,7 @@ class Record:
     first: float  #: first byte of its answer's body; 0: none came
     ended: float
     release: str  #: that the gateway says has answered; '': it does not say
-    fault: str  #: '' for a good answer; begins with "failed" or "cut"
+    fault: str  #: '' for a good answer; begins with "failed", "cut" or "stopped"
 
     @property
     def ms(self) -> float:
@@ -86,12 +86,13 @@ def spread(values: Sequence[float], name: str) -> dict[str, float | None]:
 
 
 def count(records: Iterable[Record]) -> dict[str, int]:
-    """Return how many there were, and how many failed or were cut."""
+    """Return how many there were, and how many failed, were cut, or were stopped by the engine itself."""
     faults = [record.fault for record in records]
     return {
         "requests": len(faults),
         "failed": sum(fault.startswith("failed") for fault in faults),
         "cut": sum(fault.startswith("cut") for fault in faults),
+        "stopped": sum(fault.startswith("stopped") for fault in faults),
     }
 
 

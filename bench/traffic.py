@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -66,6 +67,10 @@ class Plan:
         return (head + (f"Authorization: Bearer {self.key}\r\n" if self.key else "") + "\r\n").encode() + raw
 
 
+RESPONSE = re.compile(rb'"response":"((?:[^"\\]|\\.)*)"')
+REPEATS = 30
+
+
 @dataclass(slots=True)
 class Answer:
     """What came back so far."""
@@ -95,7 +100,14 @@ class Answer:
             whole = b'"done":true' in self.body[-4096:]
         else:
             whole = (b"[DONE]" if kind == "stream" else b'"finish_reason"') in self.body
+        if not whole and dialect == "ollama" and self._repeats():
+            return "stopped: the engine ends an answer without a last record after 30 times the same token"
         return "" if whole else self.broken(kind, "no last record")
+
+    def _repeats(self) -> bool:
+        """Tell whether a stream that the server ended properly said one token for too long; seen in Ollama 0.24."""
+        said = RESPONSE.findall(bytes(self.body))
+        return self.body.endswith(b"0\r\n\r\n") and len(said) >= REPEATS and len(set(said[-REPEATS:])) == 1
 
     def broken(self, kind: Kind, how: str) -> str:
         """Name the fault of an answer that did not come to its end."""

@@ -22,6 +22,7 @@ def chunk(line: bytes) -> bytes:
 GOOD = CHUNKED + chunk(b'{"response":"a","done":false}\n') + chunk(b'{"response":"","done":true}\n') + b"0\r\n\r\n"
 UNFINISHED = CHUNKED + chunk(b'{"response":"a","done":false}\n')
 ENDED_EARLY = UNFINISHED + b"0\r\n\r\n"
+REPEATING = CHUNKED + chunk(b'{"response":"\\"","done":false}\n') * 30 + b"0\r\n\r\n"
 OVERLOADED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
 
 
@@ -74,6 +75,7 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[int]]]:
         (GOOD, True, "stream", ""),
         (UNFINISHED, True, "stream", "cut"),
         (ENDED_EARLY, False, "stream", "cut"),
+        (REPEATING, False, "stream", "stopped"),
         (OVERLOADED, False, "stream", "failed"),
         (b"", True, "stream", "failed"),
         (CHUNKED, True, "stream", "failed"),
@@ -133,7 +135,7 @@ def test_a_request_counts_as_during_when_any_of_it_falls_into_a_window() -> None
 
 def test_latencies_leave_out_what_failed_and_keep_kinds_apart() -> None:
     records = [record(0, 0.010), record(0, 9.0, "failed: x"), record(0, 0.030, kind="stream")]
-    assert count(records) == {"requests": 3, "failed": 1, "cut": 0}
+    assert count(records) == {"requests": 3, "failed": 1, "cut": 0, "stopped": 0}
     figures = latencies(records, "steady")
     assert figures["p99_steady_ms"] == 10.0
     assert figures["stream_p99_steady_ms"] == 30.0
