@@ -29,6 +29,8 @@ WATCH_S = 0.025  # one core fills about 50 MiB in this time
 SWEEP_S = 0.004
 JOB_BYTES = 4 << 20
 JOB_WAIT_S = 10.0
+FORK_TRIES = 100
+FORK_WAIT_S = 0.01
 
 
 def keep(control: socket.socket, stdout: int, stderr: int) -> None:
@@ -40,7 +42,7 @@ def keep(control: socket.socket, stdout: int, stderr: int) -> None:
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, _noted)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    child = os.fork()
+    child = _fork()
     if child == 0:
         become(job, stdout, stderr)
     os.close(stdout)
@@ -157,6 +159,15 @@ def explain(status: int, limits: Limits) -> tuple[int, str]:
         signal.SIGKILL: "killed: by the kernel for want of memory, or by itself",
     }
     return 128 - code, next((cause for number, cause in causes.items() if number == -code), "")
+
+
+def _fork() -> int:
+    """Fork as soon as there is room: another call's fork bomb is about to be ended. Raises OSError."""
+    for _ in range(FORK_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            return os.fork()
+        time.sleep(FORK_WAIT_S)
+    return os.fork()
 
 
 def _receive(control: socket.socket) -> Job:
