@@ -71,10 +71,6 @@ class RunLimits:
     in_place: bool  #: whether the old release may stop first
 
 
-async def _nothing() -> None:
-    """Do nothing."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Runner:
     """Runs rollouts to their end."""
@@ -91,7 +87,6 @@ class Runner:
     baker: Baker
     capacity: Callable[[], Awaitable[Capacity]]
     limits: RunLimits
-    on_end: Callable[[], Awaitable[None]] = _nothing  #: after each rollout
 
     async def run_forever(self) -> None:
         """Run each rollout as it comes."""
@@ -129,7 +124,6 @@ class Runner:
                         await self.rollouts.abort(rollout, str(error))
             rollout = await self.rollouts.get(rollout.id)
         self.metrics.rollouts.labels(outcome=rollout.phase.value).inc()
-        await self.on_end()
         return rollout
 
     async def plan(self, rollout: Rollout) -> tuple[Step, ...]:

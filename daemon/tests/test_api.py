@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,29 +25,9 @@ from loopd.api.schema import ErrorBody, EventView, StatusView
 from loopd.app import Host, run
 from loopd.config import Settings
 from loopd.engine import InMemoryEngine
-from loopd.gateway import InMemoryGateway, Route
-from loopd.images import ImageSet
 from loopd.notify import Notifier
 from loopd.sandbox import Broker
-
-IMAGES = ImageSet(
-    base="loopbox/base:1",
-    gateway="loopbox/gateway:1",
-    ollama="loopbox/ollama:1",
-    agent="loopbox/agent:1",
-    toolrunner="loopbox/toolrunner:1",
-)
-
-
-class Gateway(InMemoryGateway):
-    async def ensure_config(self, routes: Sequence[Route]) -> bool:
-        return False
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+from running_loopd import IMAGES, Gateway, free_ports
 
 
 @dataclass
@@ -71,7 +51,7 @@ class Daemon:
 @pytest.fixture
 async def daemon() -> AsyncIterator[Daemon]:
     home = Path(tempfile.mkdtemp(prefix="lb"))
-    ports = {free_port() for _ in range(12)}
+    ports = set(free_ports(12))
     settings = Settings(
         home=home / "home",
         run_dir=home / "run",

@@ -9,10 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,24 +25,11 @@ from loopd.cli.add import DropError, place, plan_copies
 from loopd.config import Settings
 from loopd.engine import InMemoryEngine
 from loopd.errors import ConflictError
-from loopd.gateway import InMemoryGateway, Route
-from loopd.images import ImageSet
 from loopd.notify import Notifier
+from running_loopd import IMAGES, Gateway, free_ports
 from tiny_gguf import make_tiny_gguf
 
-IMAGES = ImageSet(
-    base="loopbox/base:1",
-    gateway="loopbox/gateway:1",
-    ollama="loopbox/ollama:1",
-    agent="loopbox/agent:1",
-    toolrunner="loopbox/toolrunner:1",
-)
 DAEMON = Path(__file__).parents[1]
-
-
-class Gateway(InMemoryGateway):
-    async def ensure_config(self, routes: Sequence[Route]) -> bool:
-        return False
 
 
 @dataclass(frozen=True)
@@ -81,16 +67,6 @@ class Appliance:
         done = Done(process.returncode or 0, out.decode(), err.decode())
         assert done.code == code, done
         return done
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for sock in held:
-        sock.bind(("127.0.0.1", 0))
-    ports = [int(sock.getsockname()[1]) for sock in held]
-    for sock in held:
-        sock.close()
-    return ports
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from loopd.ledger import PAGE, Entry, Ledger
 
 KEEPALIVE_S = 15.0
 MOST_STREAMS = 64  # followers of the ledger at once
+MAX_ID_DIGITS = 16  # of Last-Event-ID: more than any ledger has
 
 AFTER = Query(name="after", description="entries after this sequence number")
 LIMIT = Query(name="limit", description="at most so many", least=1, most=PAGE, default=100)
@@ -66,7 +67,11 @@ class EventRoutes:
     async def stream_events(self, request: web.Request) -> web.StreamResponse:
         """Follow the ledger until the client goes."""
         last = request.headers.get("Last-Event-ID", "")
-        after = int(last) if last.isascii() and last.isdigit() and len(last) <= 16 else read_query(request, AFTER)  # noqa: PLR2004
+        after = (
+            int(last)
+            if last.isascii() and last.isdigit() and len(last) <= MAX_ID_DIGITS
+            else read_query(request, AFTER)
+        )
         if self.streams >= MOST_STREAMS:
             raise TooManyStreamsError(f"{MOST_STREAMS} clients follow the ledger already; close one")
         self.streams += 1

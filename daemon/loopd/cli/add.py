@@ -89,8 +89,8 @@ def sign(
     """Sign a model file together with its sidecar: writes FILE.sig beside it and shows the public key."""
     import hashlib  # noqa: PLC0415 - as in add()
 
-    from loopd.sidecar import SIGNATURE_SUFFIX, read_small  # noqa: PLC0415
-    from loopd.signature import sign as sign_digest  # noqa: PLC0415
+    from loopd.sidecar import SIGNATURE_SUFFIX, read_small  # noqa: PLC0415 - as in add()
+    from loopd.signature import sign as sign_digest  # noqa: PLC0415 - as in add()
 
     screen = open_screen()
     drop = _drop(file.absolute())

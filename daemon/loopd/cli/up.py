@@ -82,11 +82,11 @@ def build(
 
 def bring_up(host: Host, screen: Screen) -> None:
     """Run the steps of `up`. Raises LoopdError at the first that fails."""
-    from loopd.cli import host_checks, host_daemon, host_engine, host_files, host_images, host_model  # noqa: PLC0415
+    from loopd.cli import host_checks, host_daemon, host_engine, host_files, host_images, host_model  # noqa: PLC0415 see the top
     from loopd.cli.host_parts import sole  # noqa: PLC0415 see the top
-    from loopd.cli.host_progress import Progress  # noqa: PLC0415
-    from loopd.cli.words import span  # noqa: PLC0415
-    from loopd.images import plan_here  # noqa: PLC0415
+    from loopd.cli.host_progress import Progress  # noqa: PLC0415 see the top
+    from loopd.cli.words import span  # noqa: PLC0415 see the top
+    from loopd.images import plan_here  # noqa: PLC0415 see the top
 
     progress = Progress(screen, UP_STEPS)
     progress.step("checks", lambda _: host_checks.check(host))
@@ -111,8 +111,8 @@ def bring_up(host: Host, screen: Screen) -> None:
 def bring_down(host: Host, screen: Screen) -> None:
     """Run the steps of `down`. Raises LoopdError at the first that fails."""
     from loopd.cli import host_daemon, host_engine  # noqa: PLC0415 see the top
-    from loopd.cli.host_parts import sole  # noqa: PLC0415
-    from loopd.cli.host_progress import Progress  # noqa: PLC0415
+    from loopd.cli.host_parts import sole  # noqa: PLC0415 see the top
+    from loopd.cli.host_progress import Progress  # noqa: PLC0415 see the top
 
     if not host.settings.home.is_dir():
         screen.line(f"nothing to stop: there is no {host.settings.home}")
@@ -128,9 +128,9 @@ def bring_down(host: Host, screen: Screen) -> None:
 def purge_all(host: Host, screen: Screen, *, keep_images: bool = False) -> None:
     """Run the steps of `purge`. Raises LoopdError at the first that fails; it may be run again."""
     from loopd.cli import host_daemon, host_engine, host_images, host_unit  # noqa: PLC0415 see the top
-    from loopd.cli.host_files import remove_files  # noqa: PLC0415
-    from loopd.cli.host_parts import sole  # noqa: PLC0415
-    from loopd.cli.host_progress import Progress  # noqa: PLC0415
+    from loopd.cli.host_files import remove_files  # noqa: PLC0415 see the top
+    from loopd.cli.host_parts import sole  # noqa: PLC0415 see the top
+    from loopd.cli.host_progress import Progress  # noqa: PLC0415 see the top
 
     home = host.settings.home
     if not home.is_dir():
@@ -165,9 +165,9 @@ def confirmed(host: Host, screen: Screen) -> bool:
 def build_images(host: Host, screen: Screen, *, only: str | None, portable: bool, json: bool) -> None:
     """Build what is missing and say the tags. Raises LoopdError."""
     from loopd.cli import host_engine, host_images  # noqa: PLC0415 see the top
-    from loopd.cli.host_parts import sole  # noqa: PLC0415
-    from loopd.cli.host_progress import Aside, Progress  # noqa: PLC0415
-    from loopd.images import NAMES, plan_here  # noqa: PLC0415
+    from loopd.cli.host_parts import sole  # noqa: PLC0415 see the top
+    from loopd.cli.host_progress import Aside, Progress  # noqa: PLC0415 see the top
+    from loopd.images import NAMES, plan_here  # noqa: PLC0415 see the top
 
     names = (only,) if only else NAMES
     recipes = plan_here(host.places.repository, host.places.proc, names=names, portable=portable)
