@@ -272,9 +272,11 @@ def _backend(pool: Pool, servers: Sequence[str]) -> str:
     what = "engine" if pool == "engine" else "agent"
     missing = error_body("unavailable", f"no {what} is ready; loopctl status says why and what to do, then try again")
     # An agent closes connections that were idle for some seconds, at times just when a request is put on them; its
-    # answers take so long that a new connection for each costs nothing. An engine never closes an idle one.
+    # answers take so long that a new connection for each costs nothing. An engine never closes an idle one, and a
+    # generation changes nothing, so what a dying engine left unanswered is asked again.
     own = (
-        "    http-reuse safe\n    http-response set-header X-Loopbox-Release %s"
+        "    http-reuse safe\n    retry-on conn-failure empty-response\n"
+        "    http-response set-header X-Loopbox-Release %s"
         if pool == "engine"
         else "    option http-server-close"
     )

@@ -78,3 +78,15 @@ def test_a_part_that_ends_is_back_and_the_ledger_says_what_it_ended_of(
     assert entry["cause"] in rig.loopctl("why", unit).stdout.replace("\n", " ")
     assert rig.containers() == before, "the container that died was to be started anew, not replaced"
     assert rig.servers() == rig.wanted_servers()
+
+
+def test_a_lone_engine_that_dies_costs_waiting_and_no_answer(rig: Rig) -> None:
+    """What it left unanswered is asked again; what comes meanwhile waits at the gateway."""
+    rig.settle()
+    seq = rig.newest_event()
+    with Load(rig.public_port, clients=4, streams=0) as load:
+        load.wait_answers(20)
+        rig.container(rig.engine()).kill()
+        load.wait_answers(40)
+    wait_for("the engine was restarted", lambda: rig.restarted(rig.engine(), seq))
+    assert load.faults() == []
