@@ -177,7 +177,7 @@ class _Uvicorn(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serving(app: Any, listening: socket.socket) -> AsyncIterator[None]:  # Any: an ASGI application
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="websockets-sansio", timeout_graceful_shutdown=1)
     server = _Uvicorn(config)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     async with asyncio.timeout(WAIT_S):
@@ -284,6 +284,7 @@ class Launch:
                 "broker_socket": self.run_dir / "broker.sock",
                 "leases_dir": self.run_dir / "leases",
                 "engine_silence_s": 5,
+                "resume_grace_s": 0,
                 **changes,
             }
         )

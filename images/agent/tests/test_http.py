@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from images.agent.tests.conftest import Agent, Launch, Script, StubBroker, StubEngine, piece
 from pydantic import ValidationError
 
-from loopbox_agent.runs import RunRequest
+from loopbox_agent.run_records import RunRequest
 
 PATH = "/agents/run-agent"
 JSON = {"Content-Type": "application/json"}

@@ -38,7 +38,8 @@ async def test_a_chat_answers_in_the_documented_form(agent: Agent, broker: StubB
     )
     assert body["usage"] == {"input_tokens": 7, "output_tokens": 3}
     assert set(body) == {
-        "run_id", "status", "output", "tool_calls", "usage", "model", "duration_ms", "correlation_id",
+        "run_id", "status", "output", "structured", "tool_calls", "usage", "model", "duration_ms", "correlation_id",
+        "thread_id",
     }  # fmt: skip
     assert broker.lent == []  # a chat costs no sandbox
 

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     tool_timeout_s: Seconds = 120.0  #: of one tool call; the tool runner has tighter limits of its own
     engine_connect_s: Seconds = 5.0
     engine_silence_s: Seconds = 120.0  #: longest wait for the next token; the first includes reading the prompt
+    resume_grace_s: Annotated[float, Field(ge=0, le=86_400)] = 10.0  #: a streamed run without its client
     body_timeout_s: Seconds = 15.0  #: for a client to send its request
     send_timeout_s: Seconds = 30.0  #: for a client to take one event of a stream
     max_body_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 30)

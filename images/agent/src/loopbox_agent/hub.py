@@ -1,0 +1,162 @@
+"""hub: owns the runs under way: starts each in a task of its own, lets clients follow, leave, come back and cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+import structlog
+
+from loopbox_agent.errors import AgentError, DeadlineError, body_of
+from loopbox_agent.live_run import Event, LiveRun
+from loopbox_agent.metrics import Metrics
+from loopbox_agent.principal import Principal
+from loopbox_agent.run_records import RunRequest, RunResult, RunStatus
+from loopbox_agent.settings import Settings
+from loopbox_agent.slots import Slots
+
+CLOSE_S = 5.0  # for the runs to end when the agent is stopped
+KEPT_ENDED = 64  # runs that ended last, for clients that come back at once; older ones are in the run log
+
+log = structlog.get_logger("agent.hub")
+
+
+class UnknownRunError(AgentError):
+    """There is no such run, or it is somebody else's."""
+
+    code: ClassVar[str] = "unknown_run"
+    status: ClassVar[int] = 404
+
+
+class Work:
+    """One run's work: done by ``carry_out``, told of by ``result`` at any time."""
+
+    async def carry_out(self) -> RunStatus:
+        """Do it. Raises AgentError."""
+        raise NotImplementedError
+
+    def result(self, status: RunStatus) -> RunResult:
+        """Return what there is so far."""
+        raise NotImplementedError
+
+
+class Hub:
+    """Runs under way, and the ones that ended last."""
+
+    def __init__(
+        self, settings: Settings, slots: Slots, metrics: Metrics, work: Callable[[LiveRun, RunRequest], Work]
+    ) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._metrics = metrics
+        self._work = work
+        self._runs: dict[str, LiveRun] = {}
+        self._ended: deque[str] = deque()
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    def start(self, asked: RunRequest, principal: Principal, correlation_id: str) -> LiveRun:
+        """Start a run. Raises BusyError."""
+        slot = self._slots.take()
+        slot.__enter__()  # given back when the run's task ends, which this function does not see
+        run = LiveRun(
+            id=f"run_{secrets.token_hex(8)}",
+            principal=principal,
+            correlation_id=correlation_id,
+            thread=asked.thread_id,
+            grace_s=math.inf if asked.background else self._settings.resume_grace_s if asked.stream else 0.0,
+        )
+        self._runs[run.id] = run
+        run.tell("run.started", {"run_id": run.id, "model": self._settings.model, "thread_id": run.thread})
+        run.task = asyncio.create_task(self._drive(run, asked, lambda: slot.__exit__(None, None, None)), name=run.id)
+        return run
+
+    def get(self, run_id: str, principal: Principal) -> LiveRun:
+        """Return a run by its id. Raises UnknownRunError, also for somebody else's."""
+        run = self._runs.get(run_id)
+        if run is None or not principal.may_see(run.principal.user):
+            raise UnknownRunError(f"No run {run_id[:40]!r} of yours is under way, and none ended just now.")
+        return run
+
+    def live(self, principal: Principal) -> list[LiveRun]:
+        """Return the runs that somebody may see, oldest first."""
+        return [run for run in self._runs.values() if principal.may_see(run.principal.user)]
+
+    @asynccontextmanager
+    async def attached(self, run: LiveRun, *, after: int = 0) -> AsyncIterator[AsyncIterator[Event]]:
+        """Follow a run; when its last follower leaves and none comes within its grace, the run is cancelled."""
+        events = run.follow(after)
+        try:
+            yield events
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]  # it is a generator
+            if not run.ended and not run.followers and math.isfinite(run.grace_s):
+                self._later(run.grace_s, lambda: None if run.followers else run.cancel("its client went away"))
+
+    async def close(self) -> None:
+        """Cancel what is under way and wait for it."""
+        tasks = [run.task for run in self._runs.values() if run.task and not run.task.done()]
+        for run in self._runs.values():
+            run.cancel("the agent is being stopped")
+        for timer in self._timers:
+            timer.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_S)
+
+    async def _drive(self, run: LiveRun, asked: RunRequest, give_back: Callable[[], object]) -> None:
+        outcome = "cancelled"
+        limit = min(asked.timeout_s or self._settings.run_timeout_s, self._settings.run_timeout_s)
+        work = self._work(run, asked)
+        try:
+            async with asyncio.timeout(limit):
+                outcome = await work.carry_out()
+            self._end(run, f"run.{outcome}", work.result(outcome))
+        except TimeoutError:
+            outcome = DeadlineError.code
+            self._fail(run, DeadlineError(f"The run took longer than {limit:g} s and was ended; its sandbox is gone."))
+        except asyncio.CancelledError:
+            if not run.cancelled_by:
+                raise
+            self._end(run, "run.cancelled", work.result("cancelled"))
+        except AgentError as error:
+            outcome = error.code
+            self._fail(run, error)
+        except Exception as error:
+            outcome = "internal"
+            log.exception("run.failed", run_id=run.id)
+            self._fail(run, error)
+        finally:
+            if not run.ended:
+                run.tell("run.cancelled", {"run_id": run.id, "status": "cancelled"})
+            give_back()
+            seconds = time.monotonic() - run.begun
+            self._metrics.run_seconds.labels(outcome=outcome).observe(seconds)
+            log.info("run.ended", run_id=run.id, outcome=outcome, seconds=round(seconds, 3), why=run.cancelled_by)
+            self._ended.append(run.id)
+            while len(self._ended) > KEPT_ENDED:
+                self._runs.pop(self._ended.popleft(), None)
+
+    @staticmethod
+    def _end(run: LiveRun, name: str, result: RunResult) -> None:
+        run.tell(name, result.model_dump(mode="json"))
+
+    @staticmethod
+    def _fail(run: LiveRun, error: BaseException) -> None:
+        run.error = error
+        run.tell("run.failed", body_of(error).model_dump(mode="json"))
+
+    def _later(self, seconds: float, call: Callable[[], object]) -> None:
+        def due() -> None:
+            self._timers.discard(timer)
+            call()
+
+        if not seconds:
+            call()
+            return
+        timer = asyncio.get_running_loop().call_later(seconds, due)
+        self._timers.add(timer)

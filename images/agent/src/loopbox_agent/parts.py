@@ -1,0 +1,86 @@
+"""parts: owns what the routes work with, opened once, and what they tell of its health."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from loopbox_agent.engine import Engine, EngineUnavailableError
+from loopbox_agent.hub import Hub
+from loopbox_agent.metrics import Metrics
+from loopbox_agent.runs import AgentWork, Kit
+from loopbox_agent.sandbox import Broker
+from loopbox_agent.settings import Settings
+from loopbox_agent.slots import Slots
+
+READY_CACHE_S = 1.0
+READY_PROBE_S = 2.0
+
+
+@dataclass
+class Parts:
+    """What the routes work with."""
+
+    settings: Settings
+    metrics: Metrics
+    engine: Engine
+    broker: Broker
+    hub: Hub
+    slots: Slots
+    started_at: float = field(default_factory=time.monotonic)
+    _checked_at: float = float("-inf")
+    _reason: str = ""
+    _checking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def unready(self) -> str:
+        """Return why the agent cannot answer, '' when it can; asked of the engine once a second at most."""
+        async with self._checking:
+            if time.monotonic() - self._checked_at > READY_CACHE_S:
+                try:
+                    await self.engine.check(timeout_s=READY_PROBE_S)
+                    self._reason = ""
+                except EngineUnavailableError as error:
+                    self._reason = str(error)
+                self._checked_at = time.monotonic()
+            return self._reason
+
+
+def parts_of(connection: HTTPConnection) -> Parts:
+    """Return the parts of the application that a request or a WebSocket came to."""
+    parts: Parts = connection.app.state.parts
+    return parts
+
+
+Wired = Annotated[Parts, Depends(parts_of)]
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Open everything, and close it in the order that loses nothing."""
+    metrics = Metrics()
+    engine, broker = Engine(settings, metrics), Broker(settings)
+    slots = Slots(settings.max_concurrent_runs, metrics)
+    kit = Kit(settings, engine, broker, metrics)
+    hub = Hub(settings, slots, metrics, lambda run, asked: AgentWork(kit, run, asked))
+    try:
+        yield Parts(settings, metrics, engine, broker, hub, slots)
+    finally:
+        await hub.close()
+        await engine.close()
+        await broker.close()
+
+
+def package_version() -> str:
+    """Return the version the image was built as."""
+    try:
+        return version("loopbox")
+    except PackageNotFoundError:
+        return "unpackaged"

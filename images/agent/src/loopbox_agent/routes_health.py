@@ -1,0 +1,51 @@
+"""routes_health: owns the routes that say how the agent is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from loopbox_agent.errors import error_body, error_response
+from loopbox_agent.parts import Wired, package_version
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Tell that the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready")
+async def ready(parts: Wired) -> Response:
+    """Tell whether a request would be answered now."""
+    if reason := await parts.unready():
+        return error_response(503, error_body("engine_unavailable", reason), retry_after_s=2)
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/health/detailed")
+async def detailed(parts: Wired) -> dict[str, Any]:
+    """Tell of each part. Never a secret."""
+    reason = await parts.unready()
+    broker = parts.broker.is_there()
+    return {
+        "status": "ok" if not reason and broker else "degraded",
+        "engine": {"ready": not reason, "reason": reason},
+        "broker": {"ready": broker, "reason": "" if broker else "its socket is not there"},
+        "running_runs": parts.slots.taken,
+        "most_runs": parts.slots.most,
+        "uptime_s": round(time.monotonic() - parts.started_at, 1),
+        "version": package_version(),
+    }
+
+
+@router.get("/metrics")
+async def metrics(parts: Wired) -> Response:
+    """Serve Prometheus metrics."""
+    return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,130 @@
+"""routes_runs: owns the routes that start runs, follow them, and reach into them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from loopbox_agent.bodies import parse, read_bytes, schema_of
+from loopbox_agent.correlate import correlation_id
+from loopbox_agent.errors import AgentError, response_of
+from loopbox_agent.event_stream import EventStream, gone
+from loopbox_agent.hub import Hub
+from loopbox_agent.live_run import Event, LiveRun
+from loopbox_agent.parts import Parts, Wired
+from loopbox_agent.principal import Role, principal_of
+from loopbox_agent.run_records import RunRequest, RunResult, RunView, SteerRequest
+
+MOST_DIGITS = 9  # of an event's number
+
+router = APIRouter(tags=["runs"])
+
+
+@router.post("/agents/run-agent", response_model=RunResult, openapi_extra=schema_of(RunRequest))
+async def run_agent(request: Request, parts: Wired) -> Response:
+    """Run an instruction. With "stream" true the answer is a stream of server-sent events, with "background" an id."""
+    principal = principal_of(request.headers)
+    principal.require(Role.USER)
+    settings = parts.settings
+    asked = parse(RunRequest, await read_bytes(request, most=settings.max_body_bytes, within_s=settings.body_timeout_s))
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        asked = asked.model_copy(update={"stream": True})
+    run = parts.hub.start(asked, principal, correlation_id())
+    if asked.stream:
+        return _stream(request, parts, run)
+    if asked.background:
+        return JSONResponse(_view(run).model_dump(mode="json"), 202, headers={"Location": f"/agents/runs/{run.id}"})
+    last = await _last(request, parts.hub, run)
+    if last.name == "run.failed":
+        error = run.error
+        return response_of(error) if isinstance(error, AgentError) else JSONResponse(last.body, 500)
+    return JSONResponse(last.body)
+
+
+@router.get("/agents/runs")
+async def list_runs(request: Request, parts: Wired) -> dict[str, list[RunView]]:
+    """List the runs under way, and those that ended a moment ago."""
+    return {"runs": [_view(run) for run in parts.hub.live(principal_of(request.headers))]}
+
+
+@router.get("/agents/runs/{run_id}")
+async def show_run(run_id: str, request: Request, parts: Wired) -> RunView:
+    """Show one."""
+    return _view(parts.hub.get(run_id, principal_of(request.headers)))
+
+
+@router.get("/agents/runs/{run_id}/events")
+async def follow_run(run_id: str, request: Request, parts: Wired) -> Response:
+    """Follow a run as server-sent events, from the one after Last-Event-ID on."""
+    run = parts.hub.get(run_id, principal_of(request.headers))
+    return _stream(request, parts, run, after=last_event_id(request.headers.get("Last-Event-ID", "")))
+
+
+@router.post("/agents/runs/{run_id}/cancel")
+async def cancel_run(run_id: str, request: Request, parts: Wired) -> Response:
+    """End a run; answered once nothing of it is left. The body is what it had so far."""
+    principal = principal_of(request.headers)
+    principal.require(Role.USER)
+    run = parts.hub.get(run_id, principal)
+    run.cancel(f"{principal.user} asked for it")
+    async for event in run.follow(len(run.events) - 1):
+        last = event
+    return JSONResponse(last.body)
+
+
+@router.post("/agents/runs/{run_id}/steer", status_code=202, openapi_extra=schema_of(SteerRequest))
+async def steer_run(run_id: str, request: Request, parts: Wired) -> RunView:
+    """Put a message into a run; the model reads it before its next turn."""
+    principal = principal_of(request.headers)
+    principal.require(Role.USER)
+    run = parts.hub.get(run_id, principal)
+    body = await read_bytes(request, most=parts.settings.max_body_bytes, within_s=parts.settings.body_timeout_s)
+    run.steer(parse(SteerRequest, body).text)
+    return _view(run)
+
+
+def _stream(request: Request, parts: Parts, run: LiveRun, after: int = 0) -> EventStream:
+    following = parts.hub.attached(run, after=after)
+    return EventStream(request, following, run_id=run.id, send_timeout_s=parts.settings.send_timeout_s)
+
+
+async def _last(request: Request, hub: Hub, run: LiveRun) -> Event:
+    """Return the event that ends a run; a client that goes away ends it."""
+
+    async def drain() -> Event:
+        async with hub.attached(run) as events:
+            async for event in events:
+                last = event
+        return last
+
+    work, leaving = asyncio.create_task(drain()), asyncio.create_task(gone(request))
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise HTTPException(499, "the client went away")
+        return work.result()
+    finally:
+        for task in (work, leaving):
+            task.cancel()
+        await asyncio.gather(work, leaving, return_exceptions=True)
+
+
+def _view(run: LiveRun) -> RunView:
+    status = run.events[-1].name.removeprefix("run.") if run.ended else "running"
+    return RunView(
+        run_id=run.id,
+        status=status,
+        thread_id=run.thread,
+        user=run.principal.user,
+        last_event=len(run.events),
+        duration_ms=round((time.monotonic() - run.begun) * 1000),
+    )
+
+
+def last_event_id(given: str) -> int:
+    """Return the number after which a client wants to go on; 0 for none that we gave."""
+    return int(given) if given.isascii() and given.isdigit() and len(given) <= MOST_DIGITS else 0

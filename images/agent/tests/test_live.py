@@ -1,0 +1,188 @@
+"""Runs that a client leaves, comes back to, steers and cancels, over SSE and over the WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from images.agent.tests.conftest import (
+    Agent,
+    Launch,
+    Script,
+    StubBroker,
+    StubEngine,
+    StubTools,
+    calls,
+    done,
+    parse_events,
+    piece,
+    says,
+)
+from websockets.asyncio.client import ClientConnection, connect
+
+ANNA = {"X-Loopbox-User": "anna", "X-Loopbox-Role": "user"}
+BERT = {"X-Loopbox-User": "bert", "X-Loopbox-Role": "user"}
+OPERATOR = {"X-Loopbox-User": "olga", "X-Loopbox-Role": "operator"}
+VIEWER = {"X-Loopbox-User": "vera", "X-Loopbox-Role": "viewer"}
+
+
+async def started(agent: Agent, **body: object) -> str:
+    response = await agent.run(background=True, **body)
+    assert response.status_code == 202, response.text
+    assert response.headers["Location"].endswith(response.json()["run_id"])
+    return str(response.json()["run_id"])
+
+
+async def told(agent: Agent, run_id: str, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:  # Any: JSON
+    response = await agent.http.get(f"/agents/runs/{run_id}/events", headers={"Last-Event-ID": str(after)})
+    assert response.status_code == 200, response.text
+    return parse_events(response.text)
+
+
+async def test_a_run_in_the_background_is_followed_to_its_end(agent: Agent) -> None:
+    events = await told(agent, await started(agent))
+    assert [name for _, name, _ in events] == ["run.started", "text.delta", "text.delta", "run.completed"]
+
+
+@pytest.mark.parametrize("after", range(6))
+async def test_a_client_goes_on_after_the_last_event_it_had(agent: Agent, after: int) -> None:
+    run_id = await started(agent)
+    whole = await told(agent, run_id)
+    assert await told(agent, run_id, after) == whole[after:]
+
+
+async def test_a_stream_that_broke_off_goes_on_within_the_grace(launch: Launch, engine: StubEngine) -> None:
+    agent = await launch(resume_grace_s=30)
+    engine.scripts = [Script((piece("a"), piece("b")), hold=True)]
+    async with agent.http.stream("POST", "/agents/run-agent", json={"instruction": "x", "stream": True}) as response:
+        run_id = response.headers["X-Run-Id"]
+        async for line in response.aiter_lines():
+            if line.startswith("id: 2"):
+                break
+    assert not engine.left.is_set()
+    follow = asyncio.create_task(told(agent, run_id, 2))
+    await agent.http.post(f"/agents/runs/{run_id}/cancel")
+    assert [(n, name) for n, name, _ in await follow] == [(3, "text.delta"), (4, "run.cancelled")]
+
+
+async def test_cancel_while_the_model_speaks_stops_it_and_keeps_what_it_said(agent: Agent, engine: StubEngine) -> None:
+    engine.scripts = [Script((piece("half an "),), hold=True)]
+    run_id = await started(agent)
+    await asyncio.wait_for(engine.holding.wait(), 5)
+    answer = (await agent.http.post(f"/agents/runs/{run_id}/cancel")).json()
+    assert (answer["status"], answer["output"]) == ("cancelled", "half an ")
+    await asyncio.wait_for(engine.left.wait(), 5)
+    again = (await agent.http.post(f"/agents/runs/{run_id}/cancel")).json()
+    assert again == answer
+
+
+async def test_cancel_while_a_tool_hangs_gives_the_sandbox_back(
+    agent: Agent, engine: StubEngine, tools: StubTools, broker: StubBroker
+) -> None:
+    engine.scripts = [Script((calls("hang"), done()))]
+    run_id = await started(agent, tools=["hang"])
+    await asyncio.wait_for(tools.hanging.wait(), 5)
+    assert (await agent.http.post(f"/agents/runs/{run_id}/cancel")).json()["status"] == "cancelled"
+    await broker.all_back()
+
+
+async def test_a_message_into_a_run_reaches_the_model_before_its_next_turn(
+    agent: Agent, engine: StubEngine, tools: StubTools
+) -> None:
+    engine.scripts = [Script((piece("first"), done()), hold=True), says("second")]
+    run_id = await started(agent)
+    await asyncio.wait_for(engine.holding.wait(), 5)
+    steered = await agent.http.post(f"/agents/runs/{run_id}/steer", json={"text": "In French, please."})
+    assert steered.status_code == 202
+    events = await told(agent, run_id)
+    assert events[-1][2]["output"] == "second"
+    assert "run.steered" in [name for _, name, _ in events]
+    assert engine.orders[-1]["messages"][-1] == {"role": "user", "content": "In French, please."}
+    late = await agent.http.post(f"/agents/runs/{run_id}/steer", json={"text": "more"})
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "run_ended")
+
+
+async def test_a_run_belongs_to_its_user(agent: Agent) -> None:
+    response = await agent.http.post("/agents/run-agent", json={"instruction": "x", "background": True}, headers=ANNA)
+    run_id = response.json()["run_id"]
+    for path in ("", "/events"):
+        assert (await agent.http.get(f"/agents/runs/{run_id}{path}", headers=BERT)).status_code == 404
+    for act in ("cancel", "steer"):
+        refused = await agent.http.post(f"/agents/runs/{run_id}/{act}", headers=BERT, json={"text": "x"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_run")
+    assert (await agent.http.get(f"/agents/runs/{run_id}", headers=OPERATOR)).json()["user"] == "anna"
+    assert (await agent.http.get("/agents/runs", headers=BERT)).json() == {"runs": []}
+    assert [r["run_id"] for r in (await agent.http.get("/agents/runs", headers=ANNA)).json()["runs"]] == [run_id]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        VIEWER,
+        {"X-Loopbox-User": "anna"},
+        {"X-Loopbox-Role": "admin"},
+        {"X-Loopbox-User": "anna", "X-Loopbox-Role": "root"},
+        {"X-Loopbox-User": "../x", "X-Loopbox-Role": "user"},
+    ],
+)
+async def test_a_viewer_or_somebody_unknown_runs_nothing(
+    agent: Agent, engine: StubEngine, headers: Mapping[str, str]
+) -> None:
+    response = await agent.http.post("/agents/run-agent", json={"instruction": "x"}, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "forbidden")
+    assert engine.orders == []
+
+
+def dial(agent: Agent, headers: Mapping[str, str] = ANNA) -> connect:
+    address = str(agent.http.base_url).replace("http", "ws", 1).rstrip("/") + "/agents/ws"
+    return connect(address, additional_headers=headers, proxy=None)
+
+
+async def heard(socket: ClientConnection, last: str) -> list[dict[str, Any]]:  # Any: JSON
+    messages: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        while not messages or messages[-1].get("event", messages[-1]["type"]) != last:
+            messages.append(json.loads(await socket.recv()))
+    return messages
+
+
+async def test_a_run_over_the_socket_tells_the_same_events(agent: Agent) -> None:
+    async with dial(agent) as socket:
+        await socket.send(json.dumps({"type": "run", "request": {"instruction": "x"}}))
+        messages = await heard(socket, "run.completed")
+    assert [m["id"] for m in messages] == [1, 2, 3, 4]
+    assert messages[-1]["data"]["output"] == "Hello there"
+
+
+async def test_a_socket_that_broke_off_goes_on_where_it_was(launch: Launch, engine: StubEngine) -> None:
+    agent = await launch(resume_grace_s=30)
+    engine.scripts = [Script((piece("a"), piece("b")), hold=True), says("never")]
+    async with dial(agent) as socket:
+        await socket.send(json.dumps({"type": "run", "request": {"instruction": "x"}}))
+        first = await heard(socket, "text.delta")
+        run_id = first[0]["run_id"]
+    async with dial(agent, BERT) as other:
+        await other.send(json.dumps({"type": "resume", "run_id": run_id}))
+        assert (await heard(other, "error"))[0]["error"]["code"] == "unknown_run"
+    async with dial(agent) as socket:
+        await socket.send(json.dumps({"type": "resume", "run_id": run_id, "last_event_id": 2}))
+        assert (await heard(socket, "text.delta"))[-1]["id"] == 3
+        await socket.send(json.dumps({"type": "steer", "run_id": run_id, "text": "Shorter."}))
+        assert (await heard(socket, "run.steered"))[-1]["data"] == {"text": "Shorter."}
+        await socket.send(json.dumps({"type": "cancel", "run_id": run_id}))
+        assert (await heard(socket, "run.cancelled"))[-1]["data"]["output"] == "ab"
+    await asyncio.wait_for(engine.left.wait(), 5)
+
+
+@pytest.mark.parametrize(
+    "message", ["", "{", "[]", '{"type":"dance"}', '{"type":"run","request":{"instruction":""}}', "[" * 5000]
+)
+async def test_a_message_that_is_none_is_refused_and_the_socket_lives(agent: Agent, message: str) -> None:
+    async with dial(agent) as socket:
+        await socket.send(message)
+        assert (await heard(socket, "error"))[0]["error"]["code"] == "validation"
+        await socket.send(json.dumps({"type": "run", "request": {"instruction": "x"}}))
+        assert (await heard(socket, "run.completed"))[-1]["data"]["output"] == "Hello there"
