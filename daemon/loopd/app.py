@@ -24,8 +24,11 @@ import structlog
 from aiohttp import web
 
 from loopd.admission import read_capacity
+from loopd.alert_channels import channels_of
+from loopd.alerts import Alerts
 from loopd.api.routes import Routes
 from loopd.api.web import METRICS, TOKEN, Endpoint, answer_errors, correlate, guard
+from loopd.audit import open_trail
 from loopd.auth import Token, ensure_token
 from loopd.backup_schedule import Backups
 from loopd.backups import open_shelf
@@ -62,7 +65,7 @@ from loopd.sandbox import Broker, Leases
 from loopd.state import StateError, open_database
 from loopd.status import Status
 from loopd.supervise import Supervisor
-from loopd.tap import open_tap
+from loopd.tap import open_tap, parse_request
 from loopd.toolbox import Toolbox
 from loopd.units import AGENT_UID, GATEWAY_UID, Layout, agent_unit, engine_unit, gateway_unit, layout_of
 from loopd.vitals import Vitals
@@ -158,6 +161,13 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
     shelf = open_shelf(settings)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(layout.state, shelf))
+        trail = await stack.enter_async_context(
+            open_trail(layout.audit, keep_days=settings.audit.keep_days, most=settings.audit.most_entries)
+        )
+        tap = await stack.enter_async_context(open_tap(layout.gateway, uid=GATEWAY_UID))
+        await stack.enter_async_context(
+            tap.listen(lambda line: trail.add(record) if (record := parse_request(line)) else None)
+        )
         engine, traffic, notifier = host.engine, host.gateway, host.notifier
         stack.push_async_callback(engine.close)
         session = await stack.enter_async_context(
@@ -213,7 +223,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 engine=engine,
                 gateway=traffic,
                 loader=loader,
-                tap=lambda heard: open_tap(layout.gateway, heard, uid=GATEWAY_UID),
+                tap=tap.answers,
                 limits=settings.rollout.analysis,
             ),
             capacity=lambda: read_capacity(lambda: free_memory(gpus)),
@@ -258,6 +268,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             public_key=settings.registry.public_key,
         )
         backups = Backups(shelf=shelf, ledger=ledger, every_s=settings.backup.every_s)
+        alerts = Alerts(folder=layout.alerts, channels=channels_of(settings.alerts), ledger=ledger)
         collector = Collector(
             layout=layout,
             blobs=blobs,
@@ -298,6 +309,8 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             layout=layout,
             collector=collector,
             backups=backups,
+            trail=trail,
+            alerts=alerts,
         )
         yield Parts(
             settings=settings,
@@ -315,6 +328,9 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 ("collection", collector.run_forever),
                 ("backups", backups.run_forever),
                 ("state", database.watch_trouble),
+                ("audit", trail.run_forever),
+                ("audit anchors", lambda: trail.anchor_forever(ledger)),
+                ("alerts", alerts.run_forever),
             ),
         )
 

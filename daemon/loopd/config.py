@@ -155,6 +155,42 @@ class BackupSettings(BaseModel):
     keep: Annotated[int, Field(ge=1, le=1000)] = 7
 
 
+class AuditSettings(BaseModel):
+    """How long the audit trail is kept."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    most_entries: Annotated[int, Field(ge=1000, le=1_000_000_000)] = 2_000_000  #: older ones go earlier; 0.4 KB each
+
+
+MailAddress = Annotated[str, Field(pattern=r"^[^@\s,]{1,64}@[^@\s,]{1,253}$")]
+
+
+class AlertSettings(BaseModel):
+    """Who is told of what needs a person. Secrets are in files that root reads."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    webhook_url: Annotated[str, Field(pattern=r"^(|https?://[^\s]{1,500})$")] = ""  #: '': no webhook
+    webhook_secret_file: Path | None = None  #: key of the HMAC that signs each call
+    smtp_host: Annotated[str, Field(max_length=253)] = ""  #: '': no mail
+    smtp_port: Port = 587
+    smtp_tls: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_user: Annotated[str, Field(max_length=200)] = ""
+    smtp_password_file: Path | None = None
+    mail_from: MailAddress | None = None
+    mail_to: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[^@\s,]{1,64}@[^@\s,]{1,253}$")], ...], Field(max_length=20)
+    ] = ()
+
+    @model_validator(mode="after")
+    def _whole(self) -> AlertSettings:
+        if self.smtp_host and not (self.mail_from and self.mail_to):
+            raise ValueError("smtp_host needs mail_from and mail_to")
+        return self
+
+
 class Settings(BaseSettings):
     """Everything an operator may set. Bytes and seconds unless the name says else."""
 
@@ -184,6 +220,8 @@ class Settings(BaseSettings):
     supervise: SuperviseSettings = SuperviseSettings()
     registry: RegistrySettings = RegistrySettings()
     backup: BackupSettings = BackupSettings()
+    audit: AuditSettings = AuditSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @field_validator("home", "run_dir")
     @classmethod

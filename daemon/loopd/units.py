@@ -25,6 +25,8 @@ GATEWAY_UID = 10004
 ENGINE_PORT = 11434
 AGENT_PORT = 8000
 
+AGENT_STATE = "/var/lib/agent"
+
 TOOL_SOCKET = "mcp.sock"
 
 # Of CPU time, when there is not enough for all.
@@ -49,6 +51,21 @@ class Layout:
     def state(self) -> Path:
         """state.db."""
         return self.home / "state.db"
+
+    @property
+    def audit(self) -> Path:
+        """The audit trail."""
+        return self.home / "audit.db"
+
+    @property
+    def alerts(self) -> Path:
+        """Alerts that nobody has taken yet."""
+        return self.home / "alerts"
+
+    @property
+    def agent(self) -> Path:
+        """What the agent keeps: threads, memories, workspaces."""
+        return self.home / "agent"
 
     @property
     def token(self) -> Path:
@@ -113,6 +130,7 @@ class Layout:
             (self.rejected, 0o755, 0),
             (self.blobs, 0o755, 0),
             (self.engines, 0o755, 0),
+            (self.agent, 0o700, AGENT_UID),
             (self.run_dir, 0o755, 0),
             (self.gateway, 0o750, GATEWAY_UID),
             (self.broker, 0o750, AGENT_UID),
@@ -161,6 +179,7 @@ def agent_unit(settings: Settings, image: str, *, internal_address: str) -> Unit
         mounts=(
             Mount(source=str(layout.broker), target="/run/broker", read_only=True),
             Mount(source=str(layout.leases), target="/run/leases", read_only=True),
+            Mount(source=str(layout.agent), target=AGENT_STATE),
         ),
     )
 

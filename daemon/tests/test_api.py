@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from openapi_spec_validator import validate
 
+from loopd.api.audit import AuditRoutes
 from loopd.api.backups import BackupRoutes
 from loopd.api.events import EventRoutes
 from loopd.api.host import HostRoutes
@@ -116,12 +117,14 @@ async def test_the_document_is_valid_and_names_every_route(daemon: Daemon) -> No
         document = await response.json()
     validate(document)
     for path, operations in document["paths"].items():
-        concrete = path.replace("{reference}", "none").replace("{id}", "1").replace("{lease}", "0" * 32)
+        concrete = (
+            path.replace("{reference}", "none").replace("{id}", "1").replace("{lease}", "0" * 32).replace("{user}", "u")
+        )
         for method in operations:
             async with daemon.session.request(method, daemon.url + concrete) as response:
                 assert response.status not in (404, 405), f"{method} {path} is in the document and not in the routes"
     documented = {op["operationId"] for ops in document["paths"].values() for op in ops.values()}
-    groups = (HostRoutes, ReleaseRoutes, RolloutRoutes, EventRoutes, SandboxRoutes, BackupRoutes)
+    groups = (HostRoutes, ReleaseRoutes, RolloutRoutes, EventRoutes, SandboxRoutes, BackupRoutes, AuditRoutes)
     named = [(group, name) for group in groups for name in dir(group) if not name.startswith("_")]
     handlers = {name for group, name in named if asyncio.iscoroutinefunction(getattr(group, name))}
     assert handlers == documented

@@ -75,7 +75,7 @@ async def test_each_engines_answer_is_heard_while_somebody_listens(haproxy: Real
             if len(heard) == 20:
                 all_heard.set()
 
-        async with open_tap(haproxy.directory, hear, uid=None):
+        async with open_tap(haproxy.directory, uid=None) as tap, tap.answers(hear):
             for _ in range(20):
                 await ask(session, haproxy)
             async with asyncio.timeout(5):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from loopd.alerts import Alerts
+from loopd.api.audit import AuditIntake, AuditRoutes
 from loopd.api.backups import BackupRoutes
 from loopd.api.events import EventRoutes
 from loopd.api.host import HostRoutes
@@ -11,6 +13,7 @@ from loopd.api.releases import ReleaseRoutes
 from loopd.api.rollouts import RolloutRoutes
 from loopd.api.sandboxes import SandboxRoutes
 from loopd.api.web import Endpoint
+from loopd.audit import Trail
 from loopd.backup_schedule import Backups
 from loopd.collect import Collector
 from loopd.ledger import Ledger
@@ -37,6 +40,8 @@ class Routes:
     layout: Layout
     collector: Collector
     backups: Backups
+    trail: Trail
+    alerts: Alerts
     events: EventRoutes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,12 +63,13 @@ class Routes:
             *self.events.endpoints(),
             *BackupRoutes(backups=self.backups).endpoints(),
             *self._sandboxes().endpoints(),
-            *self.leases(),
+            *self._sandboxes().leases(),
+            *AuditRoutes(trail=self.trail, ledger=self.ledger).endpoints(),
         )
 
     def leases(self) -> tuple[Endpoint, ...]:
         """Return the endpoints that the agent may use, too."""
-        return self._sandboxes().leases()
+        return (*self._sandboxes().leases(), *AuditIntake(trail=self.trail, alerts=self.alerts).endpoints())
 
     def _sandboxes(self) -> SandboxRoutes:
         return SandboxRoutes(ledger=self.ledger, broker=self.broker, toolbox=self.toolbox, layout=self.layout)

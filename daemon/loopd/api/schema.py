@@ -251,3 +251,58 @@ class HealthView(Body):
 
     status: Literal["ok"] = "ok"
     version: str
+
+
+class AuditRecord(Body):
+    """One thing the agent did."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,96}$")]
+    at: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(\+00:00|Z)$")]
+    event: Annotated[str, Field(pattern=r"^[a-z_]{1,32}\.[a-z_]{1,32}$")]
+    user: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{0,64}$")] = ""
+    subject: Annotated[str, Field(max_length=300)] = ""
+    correlation_id: Annotated[str, Field(max_length=64)] = ""
+    detail: Annotated[
+        dict[
+            Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")],
+            Annotated[str, Field(max_length=1000)] | int | float | bool | None,
+        ],
+        Field(max_length=32),
+    ] = {}
+
+
+class AuditBatch(Body):
+    """Entries for the audit trail."""
+
+    entries: Annotated[list[AuditRecord], Field(min_length=1, max_length=500)]
+
+
+class AuditEntryView(Body):
+    """One entry of the audit trail."""
+
+    seq: int
+    at: str
+    source: str = Field(description="who wrote it down: gateway, agent or loopd")
+    event: str
+    user: str
+    subject: str
+    correlation_id: str
+    detail: dict[str, str | int | float | bool | None]
+    hash: str
+
+
+class AuditList(Body):
+    """A page of the audit trail."""
+
+    entries: list[AuditEntryView]
+    next_after: int
+
+
+class AuditVerdict(Body):
+    """Whether the audit trail and the ledger are as they were written."""
+
+    ok: bool
+    entries: int = Field(description="entries of the trail that were looked at")
+    first_bad: int | None = Field(description="sequence number of the first entry that does not fit")
+    why: str
+    ledger_first_bad: int | None

@@ -18,6 +18,8 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from loopd.api.schema import (
+    AuditList,
+    AuditVerdict,
     BackupList,
     BackupView,
     CollectRequest,
@@ -42,6 +44,7 @@ ANSWER_S = 30.0
 SILENCE_S = 45.0  # loopd sends a comment every 15 s
 EXEC_SLACK_S = 90.0  # a cold sandbox, beside the command's own time
 HEALTH_S = 2.0
+VERIFY_S = 600.0  # of millions of entries
 BACKUP_S = 600.0  # a large ledger on a slow disk
 COLLECT_S = 600.0  # it waits for a model that is being taken in
 MAX_TOKEN_BYTES = 4096
@@ -125,6 +128,18 @@ class Client:
     def events(self, *, after: int = 0, limit: int) -> list[EventView]:
         """Read a page of the ledger, oldest first."""
         return self._call("GET", f"/v1/events?after={after}&limit={limit}", EventList).events
+
+    def audit(self, *, limit: int) -> AuditList:
+        """Return the newest entries of the audit trail."""
+        return self._call("GET", f"/v1/audit/last?limit={limit}", AuditList)
+
+    def audit_of(self, user: str, *, after: int, limit: int) -> AuditList:
+        """Return a page of what one user did."""
+        return self._call("GET", f"/v1/audit/users/{quote(user, safe='')}?after={after}&limit={limit}", AuditList)
+
+    def verify_audit(self) -> AuditVerdict:
+        """Have the audit trail and the ledger looked through."""
+        return self._call("POST", "/v1/audit/verify", AuditVerdict, timeout_s=VERIFY_S)
 
     def backups(self) -> BackupList:
         """List backups, newest first."""

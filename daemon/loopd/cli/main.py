@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from loopd.cli import ask, backup, doctor, events, execute, releases, rollouts, settings, status, up, why
+from loopd.cli import ask, audit, backup, doctor, events, execute, releases, rollouts, settings, status, up, why
 from loopd.cli.exits import ExitCode, code_word, exit_code
 from loopd.cli.session import own_version
 from loopd.cli.words import plain
@@ -62,6 +62,7 @@ app.add_typer(releases.app, name="releases")
 app.add_typer(rollouts.app, name="rollouts")
 app.command("events")(events.events)
 app.command("why")(why.why)
+app.add_typer(audit.app, name="audit")
 app.add_typer(backup.app, name="backup")
 app.command("doctor")(doctor.doctor)
 app.add_typer(settings.config, name="config")
