@@ -285,6 +285,8 @@ class Launch:
                 "leases_dir": self.run_dir / "leases",
                 "engine_silence_s": 5,
                 "resume_grace_s": 0,
+                "state_dir": self.run_dir / f"state{len(list(self.run_dir.iterdir()))}",
+                "backup_every_s": 0,
                 **changes,
             }
         )
@@ -295,6 +297,10 @@ class Launch:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         http = await self.stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False))
         return Agent(http, settings)
+
+    async def stop(self) -> None:
+        """Stop the agents that were started so far."""
+        await self.stack.aclose()
 
     async def __aenter__(self) -> Self:
         return self

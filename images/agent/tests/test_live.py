@@ -36,8 +36,12 @@ async def started(agent: Agent, **body: object) -> str:
     return str(response.json()["run_id"])
 
 
-async def told(agent: Agent, run_id: str, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:  # Any: JSON
-    response = await agent.http.get(f"/agents/runs/{run_id}/events", headers={"Last-Event-ID": str(after)})
+async def told(
+    agent: Agent, run_id: str, after: int = 0, headers: Mapping[str, str] | None = None
+) -> list[tuple[int, str, dict[str, Any]]]:  # Any: JSON
+    response = await agent.http.get(
+        f"/agents/runs/{run_id}/events", headers={"Last-Event-ID": str(after), **(headers or {})}
+    )
     assert response.status_code == 200, response.text
     return parse_events(response.text)
 
@@ -110,6 +114,7 @@ async def test_a_run_belongs_to_its_user(agent: Agent) -> None:
     run_id = response.json()["run_id"]
     for path in ("", "/events"):
         assert (await agent.http.get(f"/agents/runs/{run_id}{path}", headers=BERT)).status_code == 404
+    await told(agent, run_id, headers=ANNA)
     for act in ("cancel", "steer"):
         refused = await agent.http.post(f"/agents/runs/{run_id}/{act}", headers=BERT, json={"text": "x"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_run")
@@ -186,3 +191,67 @@ async def test_a_message_that_is_none_is_refused_and_the_socket_lives(agent: Age
         assert (await heard(socket, "error"))[0]["error"]["code"] == "validation"
         await socket.send(json.dumps({"type": "run", "request": {"instruction": "x"}}))
         assert (await heard(socket, "run.completed"))[-1]["data"]["output"] == "Hello there"
+
+
+async def test_what_a_run_told_is_read_again_after_the_agent_was_started_anew(
+    launch: Launch, engine: StubEngine
+) -> None:
+    engine.scripts = [Script((calls("python", code="1"), done())), says(*"abcdef")]
+    agent = await launch()
+    run_id = await started(agent, tools=["python"])
+    whole = await told(agent, run_id)
+    state = agent.settings.state_dir
+    await launch.stop()
+    after = await launch(state_dir=state)
+    for number in range(len(whole) + 1):
+        assert await told(after, run_id, number) == whole[number:]
+    shown = (await after.http.get(f"/agents/runs/{run_id}")).json()
+    assert (shown["status"], shown["result"]) == ("completed", whole[-1][2])
+
+
+async def test_a_conversation_goes_on_where_it_was(agent: Agent, engine: StubEngine) -> None:
+    thread = (await agent.http.post("/agents/threads", json={"title": "t"}, headers=ANNA)).json()["thread_id"]
+    for text in ("one", "two"):
+        body = {"instruction": text, "thread_id": thread}
+        answer = await agent.http.post("/agents/run-agent", json=body, headers=ANNA)
+        assert (answer.status_code, answer.json()["thread_id"]) == (200, thread)
+    assert [(m["role"], m["content"]) for m in engine.orders[-1]["messages"]] == [
+        ("user", "one"),
+        ("assistant", "Hello there"),
+        ("user", "two"),
+    ]
+    other = await agent.http.post("/agents/run-agent", json=body, headers=BERT)
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "not_found")
+    messages = (await agent.http.get(f"/agents/threads/{thread}/messages", headers=ANNA)).json()["messages"]
+    assert len(messages) == 4
+    assert (await agent.http.get(f"/agents/threads/{thread}/messages", headers=BERT)).status_code == 404
+
+
+async def test_two_runs_do_not_write_into_one_conversation(agent: Agent, engine: StubEngine) -> None:
+    thread = (await agent.http.post("/agents/threads", json={})).json()["thread_id"]
+    engine.scripts = [Script((piece("a"),), hold=True)]
+    first = await started(agent, thread_id=thread)
+    await asyncio.wait_for(engine.holding.wait(), 5)
+    second = await agent.run(thread_id=thread)
+    assert (second.status_code, second.json()["error"]["code"]) == (409, "thread_busy")
+    await agent.http.post(f"/agents/runs/{first}/cancel")
+    [asked, said] = (await agent.http.get(f"/agents/threads/{thread}/messages")).json()["messages"]
+    assert asked["message"]["parts"][0]["content"] == "Say hello."
+    assert said["message"]["parts"][0]["content"] == "a"
+    engine.scripts = [says("b")]
+    assert (await agent.run(thread_id=thread)).status_code == 200
+
+
+async def test_a_turn_cancelled_in_a_tool_leaves_a_conversation_that_goes_on(
+    agent: Agent, engine: StubEngine, tools: StubTools
+) -> None:
+    thread = (await agent.http.post("/agents/threads", json={})).json()["thread_id"]
+    engine.scripts = [Script((calls("hang"), done()))]
+    run_id = await started(agent, thread_id=thread, tools=["hang"])
+    await asyncio.wait_for(tools.hanging.wait(), 5)
+    await agent.http.post(f"/agents/runs/{run_id}/cancel")
+    engine.scripts = [says("fine")]
+    assert (await agent.run(thread_id=thread)).json()["output"] == "fine"
+    roles = [m["role"] for m in engine.orders[-1]["messages"]]
+    assert roles == ["user", "assistant", "tool", "assistant", "user"]
+    assert "nobody knows" in engine.orders[-1]["messages"][2]["content"]

@@ -9,14 +9,17 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import anyio
 import structlog
 
 from loopbox_agent.errors import AgentError, DeadlineError, body_of
 from loopbox_agent.live_run import Event, LiveRun
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.principal import Principal
+from loopbox_agent.recorder import Recorder, trouble
+from loopbox_agent.run_log import Ended, RunLog
 from loopbox_agent.run_records import RunRequest, RunResult, RunStatus
 from loopbox_agent.settings import Settings
 from loopbox_agent.slots import Slots
@@ -50,11 +53,17 @@ class Hub:
     """Runs under way, and the ones that ended last."""
 
     def __init__(
-        self, settings: Settings, slots: Slots, metrics: Metrics, work: Callable[[LiveRun, RunRequest], Work]
+        self,
+        settings: Settings,
+        slots: Slots,
+        metrics: Metrics,
+        run_log: RunLog,
+        work: Callable[[LiveRun, RunRequest], Work],
     ) -> None:
         self._settings = settings
         self._slots = slots
         self._metrics = metrics
+        self._run_log = run_log
         self._work = work
         self._runs: dict[str, LiveRun] = {}
         self._ended: deque[str] = deque()
@@ -78,10 +87,14 @@ class Hub:
 
     def get(self, run_id: str, principal: Principal) -> LiveRun:
         """Return a run by its id. Raises UnknownRunError, also for somebody else's."""
-        run = self._runs.get(run_id)
-        if run is None or not principal.may_see(run.principal.user):
+        if (run := self.find(run_id, principal)) is None:
             raise UnknownRunError(f"No run {run_id[:40]!r} of yours is under way, and none ended just now.")
         return run
+
+    def find(self, run_id: str, principal: Principal) -> LiveRun | None:
+        """Return a run under way, or one that ended just now; None for any other, and for somebody else's."""
+        run = self._runs.get(run_id)
+        return run if run is not None and principal.may_see(run.principal.user) else None
 
     def live(self, principal: Principal) -> list[LiveRun]:
         """Return the runs that somebody may see, oldest first."""
@@ -110,26 +123,29 @@ class Hub:
 
     async def _drive(self, run: LiveRun, asked: RunRequest, give_back: Callable[[], object]) -> None:
         outcome = "cancelled"
+        recorder = Recorder(run, self._run_log)
+        recorder.begin(asked)
         limit = min(asked.timeout_s or self._settings.run_timeout_s, self._settings.run_timeout_s)
         work = self._work(run, asked)
         try:
             async with asyncio.timeout(limit):
                 outcome = await work.carry_out()
-            self._end(run, f"run.{outcome}", work.result(outcome))
+            await self._end(run, recorder, outcome, work.result(outcome))
         except TimeoutError:
             outcome = DeadlineError.code
-            self._fail(run, DeadlineError(f"The run took longer than {limit:g} s and was ended; its sandbox is gone."))
+            words = f"The run took longer than {limit:g} s and was ended; its sandbox is gone."
+            await self._fail(run, recorder, DeadlineError(words))
         except asyncio.CancelledError:
             if not run.cancelled_by:
                 raise
-            self._end(run, "run.cancelled", work.result("cancelled"))
+            await self._end(run, recorder, "cancelled", work.result("cancelled"))
         except AgentError as error:
             outcome = error.code
-            self._fail(run, error)
+            await self._fail(run, recorder, error)
         except Exception as error:
             outcome = "internal"
             log.exception("run.failed", run_id=run.id)
-            self._fail(run, error)
+            await self._fail(run, recorder, error)
         finally:
             if not run.ended:
                 run.tell("run.cancelled", {"run_id": run.id, "status": "cancelled"})
@@ -141,14 +157,27 @@ class Hub:
             while len(self._ended) > KEPT_ENDED:
                 self._runs.pop(self._ended.popleft(), None)
 
-    @staticmethod
-    def _end(run: LiveRun, name: str, result: RunResult) -> None:
-        run.tell(name, result.model_dump(mode="json"))
+    async def _end(self, run: LiveRun, recorder: Recorder, status: RunStatus, result: RunResult) -> None:
+        """Write how it ended, then tell: what was answered is not lost."""
+        body = result.model_dump(mode="json")
+        usage = result.usage
+        ended = Ended(status=status, result=body, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
+        await self._tell_last(run, recorder, ended, f"run.{status}", body)
+
+    async def _fail(self, run: LiveRun, recorder: Recorder, error: BaseException) -> None:
+        run.error = error
+        body = body_of(error).model_dump(mode="json")
+        await self._tell_last(run, recorder, Ended(status="failed", error=body), "run.failed", body)
 
     @staticmethod
-    def _fail(run: LiveRun, error: BaseException) -> None:
-        run.error = error
-        run.tell("run.failed", body_of(error).model_dump(mode="json"))
+    async def _tell_last(run: LiveRun, recorder: Recorder, ended: Ended, name: str, body: dict[str, Any]) -> None:
+        last = Event(len(run.events) + 1, name, body)
+        with anyio.CancelScope(shield=True):
+            try:
+                await recorder.end(ended, last)
+            except AgentError as error:
+                trouble(error, run)
+        run.tell(name, body)
 
     def _later(self, seconds: float, call: Callable[[], object]) -> None:
         def due() -> None:

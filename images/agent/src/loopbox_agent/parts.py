@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -13,13 +13,16 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from loopbox_agent.audit import Audit
 from loopbox_agent.engine import Engine, EngineUnavailableError
 from loopbox_agent.hub import Hub
 from loopbox_agent.metrics import Metrics
+from loopbox_agent.reviews import Reviews
 from loopbox_agent.runs import AgentWork, Kit
 from loopbox_agent.sandbox import Broker
 from loopbox_agent.settings import Settings
 from loopbox_agent.slots import Slots
+from loopbox_agent.store import Store, open_store
 
 READY_CACHE_S = 1.0
 READY_PROBE_S = 2.0
@@ -35,6 +38,9 @@ class Parts:
     broker: Broker
     hub: Hub
     slots: Slots
+    store: Store
+    audit: Audit
+    reviews: Reviews
     started_at: float = field(default_factory=time.monotonic)
     _checked_at: float = float("-inf")
     _reason: str = ""
@@ -66,16 +72,20 @@ Wired = Annotated[Parts, Depends(parts_of)]
 async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     """Open everything, and close it in the order that loses nothing."""
     metrics = Metrics()
-    engine, broker = Engine(settings, metrics), Broker(settings)
-    slots = Slots(settings.max_concurrent_runs, metrics)
-    kit = Kit(settings, engine, broker, metrics)
-    hub = Hub(settings, slots, metrics, lambda run, asked: AgentWork(kit, run, asked))
-    try:
-        yield Parts(settings, metrics, engine, broker, hub, slots)
-    finally:
-        await hub.close()
-        await engine.close()
-        await broker.close()
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(settings))
+        audit = Audit(settings.broker_socket, settings.state_dir / "audit.jsonl")
+        stack.push_async_callback(audit.close)
+        engine, broker = Engine(settings, metrics), Broker(settings)
+        stack.push_async_callback(engine.close)
+        stack.push_async_callback(broker.close)
+        kit = Kit(settings, engine, broker, metrics, store, audit)
+        slots = Slots(settings.max_concurrent_runs, metrics)
+        hub = Hub(settings, slots, metrics, store.run_log, lambda run, asked: AgentWork(kit, run, asked))
+        sending = asyncio.create_task(audit.send_forever(), name="audit")
+        stack.callback(sending.cancel)
+        stack.push_async_callback(hub.close)
+        yield Parts(settings, metrics, engine, broker, hub, slots, store, audit, Reviews(store, audit))
 
 
 def package_version() -> str:

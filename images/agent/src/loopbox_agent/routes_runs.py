@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from loopbox_agent.bodies import parse, read_bytes, schema_of
 from loopbox_agent.correlate import correlation_id
-from loopbox_agent.errors import AgentError, response_of
+from loopbox_agent.errors import AgentError, ClientGoneError, response_of
 from loopbox_agent.event_stream import EventStream, gone
 from loopbox_agent.hub import Hub
 from loopbox_agent.live_run import Event, LiveRun
 from loopbox_agent.parts import Parts, Wired
 from loopbox_agent.principal import Role, principal_of
+from loopbox_agent.recorder import unpack
+from loopbox_agent.run_log import Run, RunLog
 from loopbox_agent.run_records import RunRequest, RunResult, RunView, SteerRequest
 
 MOST_DIGITS = 9  # of an event's number
@@ -46,22 +50,35 @@ async def run_agent(request: Request, parts: Wired) -> Response:
 
 
 @router.get("/agents/runs")
-async def list_runs(request: Request, parts: Wired) -> dict[str, list[RunView]]:
-    """List the runs under way, and those that ended a moment ago."""
-    return {"runs": [_view(run) for run in parts.hub.live(principal_of(request.headers))]}
+async def list_runs(
+    request: Request, parts: Wired, *, live: bool = False, limit: Annotated[int, Query(ge=1, le=200)] = 50
+) -> dict[str, list[RunView]]:
+    """List one's own runs, newest first; with "live" those under way, of everybody for an operator."""
+    principal = principal_of(request.headers)
+    if live:
+        return {"runs": [_view(run) for run in reversed(parts.hub.live(principal)) if not run.ended]}
+    return {"runs": [_past(run) for run in await parts.store.run_log.recent(principal.user, limit=limit)]}
 
 
 @router.get("/agents/runs/{run_id}")
 async def show_run(run_id: str, request: Request, parts: Wired) -> RunView:
-    """Show one."""
-    return _view(parts.hub.get(run_id, principal_of(request.headers)))
+    """Show one, with its result once it has one."""
+    principal = principal_of(request.headers)
+    if run := parts.hub.find(run_id, principal):
+        return _view(run)
+    return _past(await parts.store.run_log.get(principal.user, run_id))
 
 
 @router.get("/agents/runs/{run_id}/events")
 async def follow_run(run_id: str, request: Request, parts: Wired) -> Response:
     """Follow a run as server-sent events, from the one after Last-Event-ID on."""
-    run = parts.hub.get(run_id, principal_of(request.headers))
-    return _stream(request, parts, run, after=last_event_id(request.headers.get("Last-Event-ID", "")))
+    principal = principal_of(request.headers)
+    after = last_event_id(request.headers.get("Last-Event-ID", ""))
+    if run := parts.hub.find(run_id, principal):
+        return _stream(request, parts, run, after=after)
+    past = await parts.store.run_log.get(principal.user, run_id)
+    following = nullcontext(_stored(parts.store.run_log, past.id, after))
+    return EventStream(request, following, run_id=past.id, send_timeout_s=parts.settings.send_timeout_s)
 
 
 @router.post("/agents/runs/{run_id}/cancel")
@@ -105,7 +122,7 @@ async def _last(request: Request, hub: Hub, run: LiveRun) -> Event:
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise HTTPException(499, "the client went away")
+            raise ClientGoneError("The client went away; its run was ended.")
         return work.result()
     finally:
         for task in (work, leaving):
@@ -120,9 +137,31 @@ def _view(run: LiveRun) -> RunView:
         status=status,
         thread_id=run.thread,
         user=run.principal.user,
-        last_event=len(run.events),
         duration_ms=round((time.monotonic() - run.begun) * 1000),
+        result=run.events[-1].body if run.ended and run.error is None else None,
+        error=run.events[-1].body if run.ended and run.error is not None else None,
     )
+
+
+def _past(run: Run) -> RunView:
+    ended = run.finished_at or run.created_at
+    return RunView(
+        run_id=run.id,
+        status=run.status,
+        thread_id=run.thread_id,
+        user=run.user,
+        duration_ms=round((ended - run.created_at).total_seconds() * 1000),
+        result=run.result,
+        error=run.error,
+    )
+
+
+async def _stored(run_log: RunLog, run_id: str, after: int) -> AsyncIterator[Event]:
+    """Yield the events of a run that ended."""
+    while page := await run_log.events(run_id, after=after):
+        for event in unpack(page, after):
+            yield event
+        after = page[-1].seq
 
 
 def last_event_id(given: str) -> int:

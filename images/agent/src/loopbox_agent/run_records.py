@@ -109,5 +109,6 @@ class RunView(BaseModel):
     status: str
     thread_id: str | None = None
     user: str
-    last_event: int
     duration_ms: int
+    result: Any = None  #: what the client was answered. Any: JSON
+    error: Any = None  #: why it failed. Any: JSON

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import structlog
 from pydantic import JsonValue
 from pydantic_ai import Agent, ModelRetry, RunContext, UsageLimits
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
-from pydantic_ai.messages import PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    PartDeltaEvent,
+    PartStartEvent,
+    TextPart,
+    TextPartDelta,
+    ToolCallPart,
+    ToolReturnPart,
+)
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import Tool as OfferedTool
 
+from loopbox_agent.audit import Audit
 from loopbox_agent.engine import Engine
 from loopbox_agent.forced import ArgumentsInvalidError, ModelOutputInvalidError, check_arguments, fill
 from loopbox_agent.hub import Work
@@ -25,6 +37,10 @@ from loopbox_agent.model import OllamaModel
 from loopbox_agent.run_records import RunRequest, RunResult, RunStatus, ToolCallView, ToolChoice, Usage
 from loopbox_agent.sandbox import Broker, Sandbox
 from loopbox_agent.settings import Settings
+from loopbox_agent.store import Store
+from loopbox_agent.turn_end import close_turn
+
+LEASE_SLACK_S = 30.0  # for a run that ends at its limit to be saved
 
 log = structlog.get_logger("agent.runs")
 
@@ -37,6 +53,8 @@ class Kit:
     engine: Engine
     broker: Broker
     metrics: Metrics
+    store: Store
+    audit: Audit
 
 
 @dataclass
@@ -49,6 +67,8 @@ class AgentWork(Work):
     output: str = ""
     made: list[ToolCallView] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
+    added: Sequence[ModelMessage] = ()  #: to the conversation, as far as it is complete
+    whole: bool = False  #: whether ``added`` is the whole turn
 
     def result(self, status: RunStatus) -> RunResult:
         """Return what there is so far."""
@@ -67,14 +87,32 @@ class AgentWork(Work):
     async def carry_out(self) -> RunStatus:
         """Do it. Raises AgentError."""
         async with AsyncExitStack() as stack:
+            history = await self._hold_thread(stack) if self.run.thread else []
             sandbox = None
             if self.asked.wants_tools:
                 sandbox = await stack.enter_async_context(self.kit.broker.borrow(self.run.id))
             if self.asked.tool_choice and sandbox:
                 await self._forced(self.asked.tool_choice, sandbox)
             else:
-                await self._free(sandbox)
+                await self._free(sandbox, history)
         return "completed"
+
+    async def _hold_thread(self, stack: AsyncExitStack) -> list[ModelMessage]:
+        """Return the conversation so far, which nobody else adds to until this run's part of it is saved."""
+        thread = self.run.thread or ""
+        threads = self.kit.store.threads
+        await threads.get(self.run.principal.user, thread)
+        await stack.enter_async_context(
+            threads.lease(thread, self.run.id, self.kit.settings.run_timeout_s + LEASE_SLACK_S)
+        )
+        stack.push_async_callback(self._save_turn, thread)
+        return await threads.history(thread)
+
+    async def _save_turn(self, thread: str) -> None:
+        added = self.added if self.whole else close_turn(self.added, self.asked.instruction, self.output)
+        with anyio.CancelScope(shield=True):
+            tokens = self.usage.input_tokens + self.usage.output_tokens
+            await self.kit.store.threads.append(thread, self.run.id, added, tokens)
 
     async def _forced(self, choice: ToolChoice, sandbox: Sandbox) -> None:
         tool = sandbox.require(choice.name)
@@ -87,8 +125,16 @@ class AgentWork(Work):
             arguments = choice.arguments
             check_arguments(tool, arguments)
         self.output = await self._call(sandbox, tool.name, arguments)
+        call = ToolCallPart(tool.name, arguments, f"call_{self.run.id[4:]}")
+        self.added = (
+            ModelRequest.user_text_prompt(self.asked.instruction),
+            ModelResponse([call]),
+            ModelRequest([ToolReturnPart(tool.name, self.output, call.tool_call_id)]),
+            ModelResponse([TextPart(self.output)]),
+        )
+        self.whole = True
 
-    async def _free(self, sandbox: Sandbox | None) -> None:
+    async def _free(self, sandbox: Sandbox | None, history: Sequence[ModelMessage]) -> None:
         asked, settings = self.asked, self.kit.settings
         tools = [self._offer(sandbox, name) for name in dict.fromkeys(asked.tools)] if sandbox else []
         agent = Agent(
@@ -105,7 +151,9 @@ class AgentWork(Work):
             wanted["seed"] = asked.seed
         limits = UsageLimits(request_limit=settings.max_turns, tool_calls_limit=settings.max_tool_calls)
         try:
-            async with agent.iter(asked.instruction, model_settings=wanted, usage_limits=limits) as run:
+            async with agent.iter(
+                asked.instruction, message_history=history, model_settings=wanted, usage_limits=limits
+            ) as run:
                 self.run.listen(run.enqueue)
                 try:
                     async for node in run:
@@ -116,13 +164,16 @@ class AgentWork(Work):
                                     if (text := _text(event)) is not None:
                                         self.output += text
                                         self.run.tell("text.delta", {"text": text})
+                        self.added = run.new_messages()
                         spent = run.usage
                         self.usage = Usage(input_tokens=spent.input_tokens, output_tokens=spent.output_tokens)
                 finally:
+                    self.added = run.new_messages()
                     self.run.listen(None)
         except (UsageLimitExceeded, UnexpectedModelBehavior) as error:
             raise ModelOutputInvalidError(f"The run was ended: {error}") from error
         self.output = run.result.output if run.result else ""
+        self.whole = True
 
     def _offer(self, sandbox: Sandbox, name: str) -> OfferedTool[None]:
         tool = sandbox.require(name)

@@ -27,6 +27,12 @@ class Settings(BaseSettings):
     max_tool_calls: int = Field(default=32, ge=1, le=1000)  #: of one run
     broker_socket: Path = Path("/run/broker/broker.sock")
     leases_dir: Path = Path("/run/leases")
+    state_dir: Path = Path("/var/lib/agent")  #: threads, memories, workspaces, backups
+    database_url: str = ""  #: postgresql+asyncpg://user@host/name; '': SQLite in state_dir
+    database_password_file: Path | None = None
+    backup_every_s: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  #: of the database; 0: never
+    backups_kept: int = Field(default=7, ge=1, le=1000)
+    max_workspace_bytes: int = Field(default=256 << 20, ge=1 << 20, le=16 << 30)  #: of one thread's files
     max_concurrent_runs: int = Field(default=128, ge=1, le=10_000)
     run_timeout_s: Seconds = 300.0
     tool_timeout_s: Seconds = 120.0  #: of one tool call; the tool runner has tighter limits of its own

@@ -1,0 +1,130 @@
+"""routes_review: owns the routes of operators: what was held back, and people's data."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from loopbox_agent.bodies import parse, read_bytes, schema_of
+from loopbox_agent.parts import Wired
+from loopbox_agent.personal_data import export
+from loopbox_agent.principal import Principal, Role, principal_of
+from loopbox_agent.quarantine import Held
+
+router = APIRouter(tags=["review"])
+
+UserPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
+
+
+class HeldView(BaseModel):
+    """One text that was held back."""
+
+    id: str
+    run_id: str
+    user: str
+    kind: str
+    score: int
+    findings: Any  #: Any: JSON
+    text: str
+    state: str
+    created_at: datetime
+    decided_by: str | None
+    reason: str | None
+
+
+class RejectRequest(BaseModel):
+    """Why it stays held back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reason: Annotated[str, Field(max_length=1000)] = ""
+
+
+@router.get("/agents/quarantine")
+async def list_held(
+    request: Request,
+    parts: Wired,
+    state: Literal["waiting", "released", "rejected"] | None = "waiting",
+    before: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> dict[str, list[HeldView]]:
+    """List what was held back, newest first."""
+    _reviewer(request)
+    return {"held": [_view(h) for h in await parts.store.quarantine.recent(state, before=before, limit=limit)]}
+
+
+@router.post("/agents/quarantine/{held_id}/release")
+async def release_held(held_id: str, request: Request, parts: Wired) -> HeldView:
+    """Let it through: its run is then completed and its user can read the output."""
+    principal = _reviewer(request)
+    held = await parts.store.quarantine.release(held_id, principal.user)
+    await parts.reviews.released(held, principal)
+    return _view(held)
+
+
+@router.post("/agents/quarantine/{held_id}/reject", openapi_extra=schema_of(RejectRequest))
+async def reject_held(held_id: str, request: Request, parts: Wired) -> HeldView:
+    """Keep it back for good."""
+    principal = _reviewer(request)
+    body = await read_bytes(request, most=8192, within_s=parts.settings.body_timeout_s)
+    held = await parts.store.quarantine.reject(held_id, principal.user, parse(RejectRequest, body or b"{}").reason)
+    await parts.reviews.rejected(held, principal)
+    return _view(held)
+
+
+@router.get("/agents/users/{user}/export")
+async def export_user(user: UserPath, request: Request, parts: Wired) -> StreamingResponse:
+    """Return everything that is kept about a user, one JSON object a line; oneself, or anybody for an administrator."""
+    _subject(request, user)
+
+    async def lines() -> AsyncIterator[bytes]:
+        async for line in export(parts.store.database, user):
+            yield line.encode() + b"\n"
+
+    headers = {"Content-Disposition": f'attachment; filename="{user}.jsonl"'}
+    return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+
+
+@router.delete("/agents/users/{user}/data")
+async def erase_user(user: UserPath, request: Request, parts: Wired) -> dict[str, int]:
+    """Erase all that is kept about a user; the answer counts rows by table. Backups keep theirs until they go."""
+    principal = _subject(request, user)
+    principal.require(Role.USER)
+    for run in parts.hub.live(principal):
+        if run.principal.user == user:
+            run.cancel("its user's data is erased")
+    return await parts.reviews.erase(user, principal)
+
+
+def _reviewer(request: Request) -> Principal:
+    principal = principal_of(request.headers)
+    principal.require(Role.OPERATOR)
+    return principal
+
+
+def _subject(request: Request, user: str) -> Principal:
+    principal = principal_of(request.headers)
+    if principal.user != user:
+        principal.require(Role.ADMIN)
+    return principal
+
+
+def _view(held: Held) -> HeldView:
+    return HeldView(
+        id=held.id,
+        run_id=held.run_id,
+        user=held.user,
+        kind=held.kind,
+        score=held.score,
+        findings=held.findings,
+        text=held.text,
+        state=held.state,
+        created_at=held.created_at,
+        decided_by=held.decided_by,
+        reason=held.reason,
+    )
