@@ -1,0 +1,142 @@
+"""Fixtures of the store's tests: the same tests run on SQLite and on a PostgreSQL of the distribution's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from loopbox_agent.database import Database, open_database
+from loopbox_agent.run_log import RunLog
+from loopbox_agent.threads import Threads
+
+USER = "ada@example.org"
+OTHER = "bob"
+_START_S = 30.0
+_INITDB = ("-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions")
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets."""
+
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        self.now += 0.001  # no two events at one time, so that orders are plain
+        return self.now
+
+
+@dataclass
+class Postgres:
+    """A running server on a unix socket; the superuser is "agent", without a password."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    numbers: Iterator[int] = field(default_factory=count)
+
+    async def new_database(self) -> str:
+        """Return the URL of an empty database."""
+        name = f"agent_{next(self.numbers)}"
+        connection = await asyncpg.connect(host=str(self.folder), user="agent", database="postgres")
+        try:
+            # By files instead of through the log: fsync is off, and so it takes 30 ms.
+            await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy")
+        finally:
+            await connection.close()
+        return f"postgresql+asyncpg://agent@/{name}?host={self.folder}"
+
+
+def _programs() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.fail("there is no PostgreSQL in /usr/lib/postgresql: run tools/test-packages")
+    return found[-1].parent
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Start the server once for all tests; as root it runs as nobody, since it refuses root."""
+    folder = Path(tempfile.mkdtemp(prefix="lbpg-", dir="/tmp"))  # short: a unix socket's path has 107 bytes
+    who: dict[str, str] = {}
+    if os.getuid() == 0:
+        shutil.chown(folder, "nobody", "nogroup")
+        who = {"user": "nobody", "group": "nogroup"}
+    programs = _programs()
+    made = subprocess.run(
+        [programs / "initdb", "-D", folder / "data", "-U", "agent", *_INITDB],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        extra_groups=[] if who else None,
+        **who,
+    )
+    assert made.returncode == 0, made.stderr
+    options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}", "-c", "max_connections=100"]
+    options += ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "shared_buffers=32MB"]  # its host is not killed
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [programs / "postgres", "-D", folder / "data", *options],
+            cwd="/",
+            stdout=log,
+            stderr=log,
+            extra_groups=[] if who else None,
+            **who,
+        )
+    try:
+        _wait_ready(programs, folder, process)
+        yield Postgres(folder, process)
+    finally:
+        process.send_signal(signal.SIGINT)  # "fast": ends its clients
+        process.wait(_START_S)
+        shutil.rmtree(folder)
+
+
+def _wait_ready(programs: Path, folder: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if subprocess.run([programs / "pg_isready", "-q", "-h", folder], check=False).returncode == 0:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"PostgreSQL did not start: {(folder / 'log').read_text()}")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/agent.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return await server.new_database()
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    async with open_database(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def threads(database: Database, clock: Clock) -> Threads:
+    return Threads(database, clock=clock)
+
+
+@pytest.fixture
+def run_log(database: Database, clock: Clock) -> RunLog:
+    return RunLog(database, clock=clock)
