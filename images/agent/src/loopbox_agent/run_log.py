@@ -117,9 +117,12 @@ class RunLog:
 
     async def append(self, run_id: str, events: Sequence[RunEvent]) -> None:
         """Add events. Raises TooLargeError; StoreLimitError for too many; NotFoundError for an unknown run."""
-        if not events:
-            return
-        if events[-1].seq > MOST_EVENTS:
+        if events:
+            await self._database.write(self.appending(run_id, events))
+
+    def appending(self, run_id: str, events: Sequence[RunEvent]) -> Unit[None]:
+        """Return append as a unit. Raises TooLargeError, StoreLimitError."""
+        if events and events[-1].seq > MOST_EVENTS:
             raise StoreLimitError(
                 f"A run keeps {MOST_EVENTS:,} events; later ones cannot be read again. The run itself goes on."
             )
@@ -135,9 +138,10 @@ class RunLog:
 
         def unit(connection: Connection) -> None:
             _known(connection, run_id)
-            connection.execute(_INSERT_EVENT, rows)
+            if rows:
+                connection.execute(_INSERT_EVENT, rows)
 
-        await self._database.write(unit)
+        return unit
 
     async def finish(self, run_id: str, ended: Ended, events: Sequence[RunEvent] = ()) -> bool:
         """Record how a run ended, with its last events, and forget its working memory; False if it had ended before.

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from loopbox_agent.database_errors import DatabaseDamagedError, DatabaseLockedError, explained
-from loopbox_agent.group_commit import Outcome, Unit, perform
+from loopbox_agent.group_commit import Outcome, Unit, goes_apart, perform, perform_apart
 from loopbox_agent.schema_version import ensure_schema
 
 T = TypeVar("T")
@@ -107,8 +107,14 @@ class SqliteDatabase:
         if self._writer is None:
             self._writer = self._write_engine.connect()
         try:
+            try:
+                with self._writer.begin():
+                    return perform(self._writer, units)
+            except Exception as error:
+                if not goes_apart(error, units):
+                    raise
             with self._writer.begin():
-                return perform(self._writer, units, _raw(self._writer).execute)
+                return perform_apart(self._writer, units, _raw(self._writer).execute)
         except Exception:
             # A connection that met an error of the disk is replaced: it may hold what was read before the error.
             if self._writer.invalidated or self._writer.in_transaction():

@@ -8,15 +8,21 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
 import pytest
+from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 
+from loopbox_agent.call_journal import CallJournal
 from loopbox_agent.database import Database, open_database
-from loopbox_agent.run_log import RunLog
+from loopbox_agent.knowledge import Knowledge
+from loopbox_agent.memory import Memories
+from loopbox_agent.quarantine import Finding, Quarantine
+from loopbox_agent.records import new_id
+from loopbox_agent.run_log import RunEvent, RunLog
 from loopbox_agent.threads import Threads
 
 _START_S = 30.0
@@ -134,3 +140,28 @@ def threads(database: Database, clock: Clock) -> Threads:
 @pytest.fixture
 def run_log(database: Database, clock: Clock) -> RunLog:
     return RunLog(database, clock=clock)
+
+
+@pytest.fixture
+def fill() -> Callable[[Database, str, str], Awaitable[None]]:
+    """Write one row or more into every table, for a user, with a word in every text."""
+    return _fill
+
+
+async def _fill(database: Database, user: str, word: str) -> None:
+    threads, log, journal = Threads(database), RunLog(database), CallJournal(database)
+    memories, knowledge, quarantine = Memories(database), Knowledge(database), Quarantine(database)
+    thread = await threads.create(user, f"about {word}")
+    run = new_id("run")
+    await log.start(run, user, {"instruction": word}, thread_id=thread.id)
+    said: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart(f"{word} {number}")]) for number in range(3)]
+    await threads.append(thread.id, run, said, tokens=9)
+    await threads.compact(thread.id, run, 2, [ModelRequest(parts=[UserPromptPart(f"short {word}")])])
+    await log.append(run, [RunEvent(1, "text.delta", {"text": word})])
+    await journal.begin(run, "call-1", "read", {"path": word}, "read")
+    await journal.finish(run, "call-1", {"text": word})
+    await memories.working.set(run, "plan", word)
+    await memories.session.set(thread.id, "goal", word)
+    await memories.remember(user, f"remember the {word}", tags=[word], source=run)
+    await knowledge.add(user, f"{word}.md", f"All about {word}. " * 200)
+    await quarantine.add(Finding(run_id=run, user=user, kind="input", score=80, findings=[word], text=word))
