@@ -6,6 +6,7 @@ import sqlite3
 from typing import ClassVar
 
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from loopbox_agent.errors import AgentError
 
@@ -132,9 +133,10 @@ def _server_error(error: Exception, where: str) -> Exception:
             f"{where} refuses the agent (SQLSTATE {state}); nothing was changed. "
             "Check the user, its rights, the password file and that the database exists."
         )
-    if state == "53300":
+    if state == "53300" or isinstance(error, PoolTimeoutError):
         return DatabaseBusyError(
-            f"{where} has no connection left; nothing of this was written. Raise max_connections there.",
+            f"{where} has no connection left for the agent; nothing of this was written. Try again in a moment; if it "
+            "stays so, the server is too slow, or has too small a max_connections.",
             retry_after_s=5,
         )
     down = state[:2] in ("08", "57") or is_disconnect(error) or isinstance(error, OSError)

@@ -1,7 +1,8 @@
 """group_commit: owns the one writer: many callers' units of work share a transaction, and so one wait for the disk.
 
-While one batch is being made durable, the next gathers; with no one else waiting, a unit is its own batch. Each unit
-of a larger batch has a savepoint: one that fails is undone alone. A caller goes on when its unit is durable.
+While one batch is being made durable, the next gathers; with no one else waiting, a unit is its own batch. When one
+unit of a batch fails, the batch is undone and run again with a savepoint for each, so that the failed one is undone
+alone: savepoints for all from the start would cost as much as the work. A caller goes on when its unit is durable.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -22,7 +23,7 @@ log = structlog.get_logger("agent.database")
 
 T = TypeVar("T")
 #: Reads and writes through the connection it is given and returns what the caller wants to know. It touches nothing
-#: else and may run twice: after a lost connection it runs again from the start, in a new transaction.
+#: else and may run twice: after a neighbour's failure or a lost connection it runs again, in a new transaction.
 Unit = Callable[[Connection], T]
 
 MOST_WAITING = 4096  #: units; far above what 100 concurrent runs write, and a few MiB at most
@@ -46,24 +47,42 @@ class Undone:
 Outcome = Done | Undone
 
 
+def together(*units: Unit[Any]) -> Unit[tuple[Any, ...]]:  # Any: each unit's own result
+    """Return one unit that does several: all of them, or none, with one wait for the disk."""
+    return lambda connection: tuple(unit(connection) for unit in units)
+
+
 def perform(connection: Connection, units: Sequence[Unit[object]]) -> list[Outcome]:
-    """Run units in the transaction that is open. Raises what ends the whole transaction."""
-    if len(units) == 1:
-        return [Done(units[0](connection))]  # nobody to protect: the whole transaction is undone
+    """Run units in the transaction that is open. Raises what one of them raises; then all must be undone."""
+    return [Done(unit(connection)) for unit in units]
+
+
+def perform_apart(
+    connection: Connection, units: Sequence[Unit[object]], execute: Callable[[str], object]
+) -> list[Outcome]:
+    """Run units in the transaction that is open, each with a savepoint. Raises what ends the whole transaction.
+
+    execute: runs SQL that has no values.
+    """
     outcomes: list[Outcome] = []
     for unit in units:
-        connection.exec_driver_sql("SAVEPOINT unit")
+        execute("SAVEPOINT unit")
         try:
             value = unit(connection)
         except Exception as error:
             if is_fatal(error):
                 raise
-            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unit")
+            execute("ROLLBACK TO SAVEPOINT unit")
             outcomes.append(Undone(error))
         else:
             outcomes.append(Done(value))
-        connection.exec_driver_sql("RELEASE SAVEPOINT unit")
+        execute("RELEASE SAVEPOINT unit")
     return outcomes
+
+
+def goes_apart(error: Exception, units: Sequence[Unit[object]]) -> bool:
+    """Whether a failed batch is worth another try, each unit for itself: one of several failed, not the database."""
+    return len(units) > 1 and not is_fatal(error)
 
 
 @dataclass(slots=True)
@@ -112,6 +131,18 @@ class Writer:
         return future
 
     async def _run(self) -> None:
+        batch: list[_Waiting] = []
+        try:
+            await self._commit_batches(batch)
+        finally:
+            # However this ends, nobody waits for ever.
+            self._closing = True
+            for waiting in (*batch, *self._queue):
+                if not waiting.future.done():
+                    waiting.future.set_exception(DatabaseClosedError("The agent is stopping; ask again in a moment."))
+
+    async def _commit_batches(self, batch: list[_Waiting]) -> None:
+        """Commit until closed; batch: what is being committed."""
         while self._queue or not self._closing:
             if not self._queue:
                 self._more.clear()
@@ -119,7 +150,8 @@ class Writer:
                 continue
             taken = [self._queue.popleft() for _ in range(min(len(self._queue), MOST_IN_BATCH))]
             # Nobody waits for a cancelled caller's unit; what has begun is finished all the same.
-            if batch := [waiting for waiting in taken if not waiting.future.cancelled()]:
+            batch[:] = [waiting for waiting in taken if not waiting.future.cancelled()]
+            if batch:
                 await self._commit(batch)
 
     async def _commit(self, batch: list[_Waiting]) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from loopbox_agent.database_errors import explained, is_disconnect
-from loopbox_agent.group_commit import Outcome, Unit, perform
+from loopbox_agent.group_commit import Outcome, Unit, goes_apart, perform, perform_apart
 from loopbox_agent.schema_version import ensure_schema
 
 T = TypeVar("T")
@@ -113,7 +113,15 @@ class PostgresDatabase:
     async def _perform(self, units: Sequence[Unit[object]]) -> list[Outcome]:
         if self._writer is None:
             self._writer = await self._write_engine.connect()
-        return await self._writer.run_sync(perform, units)
+        try:
+            return await self._writer.run_sync(perform, units)
+        except Exception as error:
+            if not goes_apart(error, units):
+                raise
+        await self._writer.rollback()
+        return await self._writer.run_sync(
+            lambda connection: perform_apart(connection, units, connection.exec_driver_sql)
+        )
 
     def _connected_writer(self) -> AsyncConnection:
         assert self._writer is not None  # noqa: S101 for mypy: _perform made it

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, or_, select, update
 
 from loopbox_agent.database import Database
+from loopbox_agent.group_commit import Unit
 from loopbox_agent.records import (
     CLOCK,
     Clock,
@@ -86,6 +87,12 @@ class RunLog:
         self, run_id: str, user: str, request: Mapping[str, JsonValue], *, thread_id: str | None = None
     ) -> None:
         """Record that a run begins. Raises InvalidRecordError for an id that is taken, NotFoundError for its thread."""
+        await self._database.write(self.starting(run_id, user, request, thread_id=thread_id))
+
+    def starting(
+        self, run_id: str, user: str, request: Mapping[str, JsonValue], *, thread_id: str | None = None
+    ) -> Unit[None]:
+        """Return start as a unit, to be written together with others. Raises InvalidRecordError, TooLargeError."""
         row = {
             "id": checked_id(run_id, "run's id"),
             "user_id": checked_user(user),
@@ -106,13 +113,16 @@ class RunLog:
                     raise NotFoundError(f"There is no thread {thread_id!r}; nothing was started.")
             connection.execute(_INSERT_RUN, row)
 
-        await self._database.write(unit)
+        return unit
 
     async def append(self, run_id: str, events: Sequence[RunEvent]) -> None:
         """Add events. Raises TooLargeError; StoreLimitError for too many; NotFoundError for an unknown run."""
-        if not events:
-            return
-        if events[-1].seq > MOST_EVENTS:
+        if events:
+            await self._database.write(self.appending(run_id, events))
+
+    def appending(self, run_id: str, events: Sequence[RunEvent]) -> Unit[None]:
+        """Return append as a unit. Raises TooLargeError, StoreLimitError."""
+        if events and events[-1].seq > MOST_EVENTS:
             raise StoreLimitError(
                 f"A run keeps {MOST_EVENTS:,} events; later ones cannot be read again. The run itself goes on."
             )
@@ -128,9 +138,10 @@ class RunLog:
 
         def unit(connection: Connection) -> None:
             _known(connection, run_id)
-            connection.execute(_INSERT_EVENT, rows)
+            if rows:
+                connection.execute(_INSERT_EVENT, rows)
 
-        await self._database.write(unit)
+        return unit
 
     async def finish(self, run_id: str, ended: Ended, events: Sequence[RunEvent] = ()) -> bool:
         """Record how a run ended, with its last events, and forget its working memory; False if it had ended before.
@@ -138,6 +149,10 @@ class RunLog:
         A run that is held may end again, when what was held is released or rejected.
         Raises TooLargeError, NotFoundError.
         """
+        return await self._database.write(self.finishing(run_id, ended, events))
+
+    def finishing(self, run_id: str, ended: Ended, events: Sequence[RunEvent] = ()) -> Unit[bool]:
+        """Return finish as a unit. Raises TooLargeError."""
         values = {
             "run": run_id,
             "status": ended.status,
@@ -162,7 +177,7 @@ class RunLog:
             connection.execute(_FORGET, {"run": run_id})
             return True
 
-        return await self._database.write(unit)
+        return unit
 
     async def get(self, user: str, run_id: str) -> Run:
         """Return a user's run. Raises NotFoundError, for other people's runs, too."""

@@ -14,13 +14,13 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from loopbox_agent.database_errors import DatabaseDamagedError, DatabaseLockedError, explained
-from loopbox_agent.group_commit import Outcome, Unit, perform
+from loopbox_agent.group_commit import Outcome, Unit, goes_apart, perform, perform_apart
 from loopbox_agent.schema_version import ensure_schema
 
 T = TypeVar("T")
@@ -107,8 +107,14 @@ class SqliteDatabase:
         if self._writer is None:
             self._writer = self._write_engine.connect()
         try:
+            try:
+                with self._writer.begin():
+                    return perform(self._writer, units)
+            except Exception as error:
+                if not goes_apart(error, units):
+                    raise
             with self._writer.begin():
-                return perform(self._writer, units)
+                return perform_apart(self._writer, units, _raw(self._writer).execute)
         except Exception:
             # A connection that met an error of the disk is replaced: it may hold what was read before the error.
             if self._writer.invalidated or self._writer.in_transaction():
@@ -133,6 +139,11 @@ class SqliteDatabase:
             self._writer.close()
         self._write_engine.dispose()
         self._read_engine.dispose()
+
+
+def _raw(connection: Connection) -> sqlite3.Connection:
+    """Return the driver's connection: what has no values costs a third there."""
+    return cast("sqlite3.Connection", connection.connection.dbapi_connection)
 
 
 @contextlib.asynccontextmanager
@@ -188,7 +199,7 @@ def _engine(path: Path, *, busy_s: float, begin: str, read_only: bool = False) -
             connection.execute(f"PRAGMA {setting}").close()
 
     def begun(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        _raw(connection).execute(begin)
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)

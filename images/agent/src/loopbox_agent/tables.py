@@ -191,7 +191,8 @@ quarantine = Table(
 SEARCHED = ("memories", "passages")
 
 # Both sides split at everything that is no letter or digit, stem as English, and drop no stop words, so that they find
-# the same rows. SQLite: an FTS5 index beside the table, kept by triggers (they fire for cascades, too).
+# the same rows (but for the few words that Porter's first and second stemmer cut differently). SQLite: an FTS5 index
+# beside the table, kept by triggers (they fire for cascades, too).
 _SQLITE = (
     (
         "CREATE VIRTUAL TABLE {t}_words USING fts5("

@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, delete, 
 
 from loopbox_agent.database import Database
 from loopbox_agent.errors import AgentError
+from loopbox_agent.group_commit import Unit
 from loopbox_agent.records import (
     CLOCK,
     Clock,
@@ -155,14 +156,18 @@ class Threads:
         Raises NotFoundError, TooLargeError, StoreLimitError; ThreadBusyError when another run holds the thread, as
         after this one's lease ran out.
         """
+        return await self._database.write(self.appending(thread_id, run_id, added, tokens)) if added else 0
+
+    def appending(self, thread_id: str, run_id: str, added: Sequence[ModelMessage], tokens: int = 0) -> Unit[int]:
+        """Return append as a unit, to be written together with others. Raises TooLargeError, InvalidRecordError."""
         checked_id(run_id, "run's id")
         bodies = [_body(message) for message in added]
-        if not bodies:
-            return 0
 
         def unit(connection: Connection) -> int:
             row = self._held(connection, thread_id, run_id)
             first = row.next_seq
+            if not bodies:
+                return 0
             if first + len(bodies) > MOST_MESSAGES:
                 raise StoreLimitError(
                     f"The thread has {first - 1:,} messages and may have {MOST_MESSAGES:,}; nothing was added. "
@@ -174,7 +179,7 @@ class Threads:
             _count_up(connection, row, len(bodies), now)
             return int(first + len(bodies) - 1)
 
-        return await self._database.write(unit)
+        return unit
 
     async def history(self, thread_id: str) -> list[ModelMessage]:
         """Return the active messages, in order; [] for a thread that is not there."""
@@ -245,19 +250,29 @@ class Threads:
 
     async def acquire(self, thread_id: str, run_id: str, ttl_s: float) -> None:
         """Hold a thread, or hold it longer. Raises ThreadBusyError, NotFoundError."""
+        await self._database.write(self.acquiring(thread_id, run_id, ttl_s))
+
+    def acquiring(self, thread_id: str, run_id: str, ttl_s: float) -> Unit[None]:
+        """Return acquire as a unit. Raises InvalidRecordError."""
         checked_id(run_id, "run's id")
 
         def unit(connection: Connection) -> None:
             self._held(connection, thread_id, run_id)
             connection.execute(_LEASE, {"thread": thread_id, "run": run_id, "until": self._clock() + ttl_s})
 
-        await self._database.write(unit)
+        return unit
 
     async def release(self, thread_id: str, run_id: str) -> None:
         """Let go of a thread; does nothing when the run does not hold it."""
-        await self._database.write(
-            lambda connection: connection.execute(_RELEASE, {"thread": thread_id, "run": run_id})
-        )
+        await self._database.write(self.releasing(thread_id, run_id))
+
+    def releasing(self, thread_id: str, run_id: str) -> Unit[None]:
+        """Return release as a unit."""
+
+        def unit(connection: Connection) -> None:
+            connection.execute(_RELEASE, {"thread": thread_id, "run": run_id})
+
+        return unit
 
     async def release_all(self) -> int:
         """Let go of every thread, at start: no run of before is under way. Returns how many were held."""

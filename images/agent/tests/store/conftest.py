@@ -8,20 +8,23 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]  # it ships no types
 import pytest
+from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 
+from loopbox_agent.call_journal import CallJournal
 from loopbox_agent.database import Database, open_database
-from loopbox_agent.run_log import RunLog
+from loopbox_agent.knowledge import Knowledge
+from loopbox_agent.memory import Memories
+from loopbox_agent.quarantine import Finding, Quarantine
+from loopbox_agent.records import new_id
+from loopbox_agent.run_log import RunEvent, RunLog
 from loopbox_agent.threads import Threads
 
-USER = "ada@example.org"
-OTHER = "bob"
 _START_S = 30.0
 _INITDB = ("-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions")
 
@@ -37,24 +40,20 @@ class Clock:
         return self.now
 
 
-@dataclass
+@dataclass(frozen=True)
 class Postgres:
-    """A running server on a unix socket; the superuser is "agent", without a password."""
+    """A running server on a unix socket; its superuser is "agent", without a password."""
 
     folder: Path
-    process: subprocess.Popen[bytes]
-    numbers: Iterator[int] = field(default_factory=count)
 
-    async def new_database(self) -> str:
-        """Return the URL of an empty database."""
-        name = f"agent_{next(self.numbers)}"
+    async def emptied(self) -> str:
+        """Return the URL of its one database, empty again: much cheaper than a database for each test."""
         connection = await asyncpg.connect(host=str(self.folder), user="agent", database="postgres")
         try:
-            # By files instead of through the log: fsync is off, and so it takes 30 ms.
-            await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy")
+            await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         finally:
             await connection.close()
-        return f"postgresql+asyncpg://agent@/{name}?host={self.folder}"
+        return f"postgresql+asyncpg://agent@/postgres?host={self.folder}"
 
 
 def _programs() -> Path:
@@ -68,10 +67,9 @@ def _programs() -> Path:
 def postgres() -> Iterator[Postgres]:
     """Start the server once for all tests; as root it runs as nobody, since it refuses root."""
     folder = Path(tempfile.mkdtemp(prefix="lbpg-", dir="/tmp"))  # short: a unix socket's path has 107 bytes
-    who: dict[str, str] = {}
-    if os.getuid() == 0:
-        shutil.chown(folder, "nobody", "nogroup")
-        who = {"user": "nobody", "group": "nogroup"}
+    user, group, extra = (None, None, None) if os.getuid() else ("nobody", "nogroup", list[str]())
+    if user:
+        shutil.chown(folder, user, group)
     programs = _programs()
     made = subprocess.run(
         [programs / "initdb", "-D", folder / "data", "-U", "agent", *_INITDB],
@@ -79,8 +77,9 @@ def postgres() -> Iterator[Postgres]:
         capture_output=True,
         text=True,
         check=False,
-        extra_groups=[] if who else None,
-        **who,
+        user=user,
+        group=group,
+        extra_groups=extra,
     )
     assert made.returncode == 0, made.stderr
     options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}", "-c", "max_connections=100"]
@@ -91,12 +90,13 @@ def postgres() -> Iterator[Postgres]:
             cwd="/",
             stdout=log,
             stderr=log,
-            extra_groups=[] if who else None,
-            **who,
+            user=user,
+            group=group,
+            extra_groups=extra,
         )
     try:
         _wait_ready(programs, folder, process)
-        yield Postgres(folder, process)
+        yield Postgres(folder)
     finally:
         process.send_signal(signal.SIGINT)  # "fast": ends its clients
         process.wait(_START_S)
@@ -118,7 +118,7 @@ async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite+aiosqlite:///{tmp_path}/agent.db"
     server: Postgres = request.getfixturevalue("postgres")
-    return await server.new_database()
+    return await server.emptied()
 
 
 @pytest.fixture
@@ -140,3 +140,28 @@ def threads(database: Database, clock: Clock) -> Threads:
 @pytest.fixture
 def run_log(database: Database, clock: Clock) -> RunLog:
     return RunLog(database, clock=clock)
+
+
+@pytest.fixture
+def fill() -> Callable[[Database, str, str], Awaitable[None]]:
+    """Write one row or more into every table, for a user, with a word in every text."""
+    return _fill
+
+
+async def _fill(database: Database, user: str, word: str) -> None:
+    threads, log, journal = Threads(database), RunLog(database), CallJournal(database)
+    memories, knowledge, quarantine = Memories(database), Knowledge(database), Quarantine(database)
+    thread = await threads.create(user, f"about {word}")
+    run = new_id("run")
+    await log.start(run, user, {"instruction": word}, thread_id=thread.id)
+    said: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart(f"{word} {number}")]) for number in range(3)]
+    await threads.append(thread.id, run, said, tokens=9)
+    await threads.compact(thread.id, run, 2, [ModelRequest(parts=[UserPromptPart(f"short {word}")])])
+    await log.append(run, [RunEvent(1, "text.delta", {"text": word})])
+    await journal.begin(run, "call-1", "read", {"path": word}, "read")
+    await journal.finish(run, "call-1", {"text": word})
+    await memories.working.set(run, "plan", word)
+    await memories.session.set(thread.id, "goal", word)
+    await memories.remember(user, f"remember the {word}", tags=[word], source=run)
+    await knowledge.add(user, f"{word}.md", f"All about {word}. " * 200)
+    await quarantine.add(Finding(run_id=run, user=user, kind="input", score=80, findings=[word], text=word))

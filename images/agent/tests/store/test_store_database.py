@@ -137,6 +137,27 @@ async def test_more_than_may_wait_is_refused_at_once() -> None:
     await writer.close()
 
 
+async def test_a_writer_that_is_ended_leaves_nobody_waiting() -> None:
+    begun = asyncio.Event()
+
+    async def commit(units: Sequence[Unit[object]]) -> list[Outcome]:
+        begun.set()
+        await asyncio.Event().wait()
+        return [Done(None) for _ in units]
+
+    writer = Writer(commit)
+    writer.start()
+    in_work = writer.submit(lambda _: None)
+    await begun.wait()
+    waiting = writer.submit(lambda _: None)
+    assert writer._task is not None
+    writer._task.cancel()
+    outcomes = await asyncio.gather(in_work, waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DatabaseClosedError] * 2
+    with pytest.raises(DatabaseClosedError):
+        writer.submit(lambda _: None)
+
+
 async def test_reading_goes_on_beside_a_snapshot_and_a_writer(database: Database) -> None:
     await database.write(add("a"))
     async with database.snapshot() as reading:

@@ -91,7 +91,7 @@ async def test_what_was_remembered_is_recalled_by_its_words(memories: Memories) 
         assert first.text == "Ada likes strong coffee in the morning.", query
         assert (first.tags, first.source) == (("taste",), RUN)
         assert 0 < first.rank <= 1
-    assert [one.text for one in await memories.recall(USER, "deploy")] == ["The deployment runs on Fridays."]
+    assert [one.text for one in await memories.recall(USER, "deployments")] == ["The deployment runs on Fridays."]
     assert await memories.recall(USER, "bob") == []
     assert await memories.recall(USER, "") == []
     assert await memories.recall("nobody", "coffee") == []
