@@ -110,7 +110,7 @@ def _start(client: docker.DockerClient, engine_url: str, network: str, base: Pat
         environment={"AGENT_ENGINE_URL": engine_url},
         network=network,
         read_only=True,
-        tmpfs={"/tmp": "size=16m,noexec,nosuid"},
+        tmpfs={"/tmp": "size=16m,noexec,nosuid", "/var/lib/agent": "size=64m,uid=10002,mode=0700"},
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         init=True,
