@@ -54,7 +54,7 @@ class DoorKeeper:
         old key goes on signing.
         """
         async with self._lock:
-            await self._drop_idle()
+            await self.drop_idle()
             key = await asyncio.to_thread(self.keyring.make)
             try:
                 known = await self.wanted()
@@ -82,12 +82,12 @@ class DoorKeeper:
                 except GatewayDownError as error:
                     log.warning("doors.not_rotated", error=str(error))
             async with self._lock:
-                await self._drop_idle()
+                await self.drop_idle()
             if self._told != await self.wanted():
                 await self.tell()
             await asyncio.sleep(self.look_s)
 
-    async def _drop_idle(self) -> int:
+    async def drop_idle(self) -> int:
         """Drop keys whose last token is over."""
         idle = [key.kid for key in self.keyring.public()[1:] if not await self.tokens.signed_by(key.kid)]
         for kid in idle:

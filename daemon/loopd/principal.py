@@ -9,7 +9,7 @@ from typing import Literal
 
 from loopd.errors import LoopdError
 
-USER_PATTERN = r"[A-Za-z0-9._@-]{1,64}"
+USER_PATTERN = r"[A-Za-z0-9_@-][A-Za-z0-9._@-]{0,63}"  # no dot first: it is a word of paths, too
 _USER = re.compile(USER_PATTERN)
 
 LOCAL = "local"  # who asks without authentication, and as whom loopctl asks
@@ -67,7 +67,7 @@ class Principal:
 def check_user(name: str) -> str:
     """Return the name. Raises UserNameError: it becomes a header and a word in files."""
     if not _USER.fullmatch(name):
-        raise UserNameError("a user is called by 1 to 64 of A-Za-z0-9._@-; nothing was changed")
+        raise UserNameError("a user is called by 1 to 64 of A-Za-z0-9._@-, with no dot first; nothing was changed")
     return name
 
 

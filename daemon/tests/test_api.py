@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from openapi_spec_validator import validate
 
+from loopd.api.auth import AuthRoutes
 from loopd.api.backups import BackupRoutes
 from loopd.api.events import EventRoutes
 from loopd.api.host import HostRoutes
@@ -22,6 +23,7 @@ from loopd.api.releases import ReleaseRoutes
 from loopd.api.rollouts import RolloutRoutes
 from loopd.api.sandboxes import SandboxRoutes
 from loopd.api.schema import ErrorBody, EventView, StatusView
+from loopd.api.users import UserRoutes
 from loopd.app import Host, run
 from loopd.config import Settings
 from loopd.engine import InMemoryEngine
@@ -137,11 +139,21 @@ async def test_the_document_is_valid_and_names_every_route(daemon: Daemon) -> No
     validate(document)
     for path, operations in document["paths"].items():
         concrete = path.replace("{reference}", "none").replace("{id}", "1").replace("{lease}", "0" * 32)
+        concrete = concrete.replace("{name}", "nobody")
         for method in operations:
             async with daemon.session.request(method, daemon.url + concrete) as response:
                 assert response.status not in (404, 405), f"{method} {path} is in the document and not in the routes"
     documented = {op["operationId"] for ops in document["paths"].values() for op in ops.values()}
-    groups = (HostRoutes, ReleaseRoutes, RolloutRoutes, EventRoutes, SandboxRoutes, BackupRoutes)
+    groups = (
+        HostRoutes,
+        ReleaseRoutes,
+        RolloutRoutes,
+        EventRoutes,
+        SandboxRoutes,
+        BackupRoutes,
+        AuthRoutes,
+        UserRoutes,
+    )
     named = [(group, name) for group in groups for name in dir(group) if not name.startswith("_")]
     handlers = {name for group, name in named if asyncio.iscoroutinefunction(getattr(group, name))}
     assert handlers == documented

@@ -92,9 +92,7 @@ Attack = Callable[[Gate], Headers]
 
 def hs(gate: Gate, alg: str, digest: str, secret: bytes) -> Headers:
     """Alg confusion: the public key, which everybody may have, as the secret of an HMAC."""
-    return bearer(
-        forge({**gate.header, "alg": alg}, gate.claims, lambda data: hmac.new(secret, data, digest).digest())
-    )
+    return bearer(forge({**gate.header, "alg": alg}, gate.claims, lambda data: hmac.new(secret, data, digest).digest()))
 
 
 def unsigned(gate: Gate, alg: str, signature: str = "") -> Headers:
@@ -334,5 +332,3 @@ async def test_rotated_keys_overlap_and_a_revoking_rotation_ends_all(gate: Gate)
         assert (await gate.door.ask(bearer(token)))[0] == 401
     gate.token = await gate.desk.issue()
     assert (await gate.door.ask(bearer(gate.token)))[0] == 200
-
-

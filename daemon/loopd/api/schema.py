@@ -256,7 +256,8 @@ class HealthView(Body):
 
 
 UserName = Annotated[str, Field(pattern=f"^{USER_PATTERN}$")]
-Password = Annotated[SecretStr, Field(max_length=1024)]
+Password = Annotated[SecretStr, Field(max_length=256)]
+NewPassword = Annotated[SecretStr, Field(min_length=12, max_length=256)]
 
 
 class LoginRequest(Body):
@@ -332,14 +333,14 @@ class AddUserRequest(Body):
 
     name: UserName
     role: Role
-    password: Password
+    password: NewPassword
 
 
 class ChangeUserRequest(Body):
     """Change what is given. Whatever is changed ends the user's tokens."""
 
     role: Role | None = None
-    password: Password | None = None
+    password: NewPassword | None = None
     disabled: bool | None = None
 
 
@@ -348,7 +349,7 @@ class IssueRequest(Body):
 
     user: UserName
     role: Role
-    ttl_s: Annotated[int, Field(ge=60, le=366 * 86400)]
+    ttl_s: Annotated[float, Field(ge=60, le=366 * 86400)]
     name: Annotated[str, Field(max_length=80, pattern=r"^[A-Za-z0-9 ._@/-]*$")] = ""
     short: bool = Field(
         default=False, description="an access token, not counted as a service token; at most 30 minutes"
@@ -385,11 +386,10 @@ class TokenList(Body):
 
 
 class RevokeRequest(Body):
-    """Revoke one token (with its login), a login, or all of a user: exactly one of the three."""
+    """Revoke one token (one of a login with its login), a login by its family, or all of a user."""
 
-    jti: Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")] = ""
-    family: Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")] = ""
-    user: Annotated[str, Field(pattern=f"^({USER_PATTERN})?$")] = ""
+    of: Literal["token", "login", "user"]
+    id: UserName
 
 
 class RevokedView(Body):
