@@ -373,7 +373,7 @@ def build_app(
 ) -> web.Application:
     """Return an application with these endpoints.
 
-    ``identity`` None: the socket's file mode is the lock. ``forwarded``: only the gateway reaches it, and says for whom.
+    ``identity`` None: the socket's file mode is the lock. ``forwarded``: only the gateway reaches it and says for whom.
     """
     app = web.Application(middlewares=[correlate, answer_errors], client_max_size=body_bytes)
     app[METRICS] = metrics

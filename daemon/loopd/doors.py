@@ -1,4 +1,4 @@
-"""doors: owns that the gateway lets in whom state.db says: keys and revocations told to it, keys rotated, rows pruned."""
+"""doors: owns that the gateway lets in whom state.db says: it is told of keys and revocations; keys are rotated."""
 
 from __future__ import annotations
 

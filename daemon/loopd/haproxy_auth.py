@@ -56,12 +56,17 @@ def verify_rules(keys: Sequence[PublicKey], run_dir: str, issuer: str, refusal: 
         f"acl open path {' '.join(OPEN_PATHS)}",
         "acl leaving stopping",
         "acl upgrade req.hdr(upgrade) -m found",
-        "http-request set-var(txn.bearer) http_auth_bearer "
-        "if { req.fhdr_cnt(authorization) eq 1 } { req.hdr_cnt(authorization) eq 1 }",
-        f"http-request set-var(txn.bearer) req.hdr(sec-websocket-protocol,2),field(3,.,0) "
-        f"if upgrade !{{ req.hdr(authorization) -m found }} {{ req.fhdr_cnt(sec-websocket-protocol) eq 1 }} "
-        f"{{ req.hdr_cnt(sec-websocket-protocol) eq 2 }} {{ req.hdr(sec-websocket-protocol,1) -m str {WS_PROTOCOL} }} "
-        f"{{ req.hdr(sec-websocket-protocol,2) -m beg {WS_BEARER} }}",
+        (
+            "http-request set-var(txn.bearer) http_auth_bearer "
+            "if { req.fhdr_cnt(authorization) eq 1 } { req.hdr_cnt(authorization) eq 1 }"
+        ),
+        (
+            f"http-request set-var(txn.bearer) req.hdr(sec-websocket-protocol,2),field(3,.,0) "
+            f"if upgrade !{{ req.hdr(authorization) -m found }} {{ req.fhdr_cnt(sec-websocket-protocol) eq 1 }} "
+            "{ req.hdr_cnt(sec-websocket-protocol) eq 2 } "
+            f"{{ req.hdr(sec-websocket-protocol,1) -m str {WS_PROTOCOL} }} "
+            f"{{ req.hdr(sec-websocket-protocol,2) -m beg {WS_BEARER} }}"
+        ),
         f"http-request set-var(txn.ws) bool(true) if {{ {bearer} -m found }} !{{ req.hdr(authorization) -m found }}",
         "acl ws var(txn.ws) -m bool true",
         f"acl shaped {bearer} -m reg '{_SHAPE}'",
@@ -96,14 +101,20 @@ def verify_rules(keys: Sequence[PublicKey], run_dir: str, issuer: str, refusal: 
         f"acl audience var(txn.aud) -m str {AUDIENCE}",
         f"acl named var(txn.sub) -m reg '^{USER_PATTERN}\\z'",
         "acl with_role var(txn.role) -m str viewer user operator admin",
-        "http-request set-var(txn.user) var(txn.sub) "
-        "if signed plain_head plain_claims exp_is_number nbf_is_number unexpired begun one_of_ours !revoked "
-        "issuer audience named with_role",
+        (
+            "http-request set-var(txn.user) var(txn.sub) "
+            "if signed plain_head plain_claims exp_is_number nbf_is_number unexpired begun one_of_ours !revoked "
+            "issuer audience named with_role"
+        ),
         "acl let_in var(txn.user) -m found",
-        f"http-request return status 401 {missing} hdr WWW-Authenticate 'Bearer realm=\"loopbox\"' "
-        "if !open !leaving !{ req.hdr(authorization) -m found } !ws",
-        f"http-request return status 401 {wrong} "
-        'hdr WWW-Authenticate \'Bearer realm="loopbox", error="invalid_token"\' if !open !leaving !let_in',
+        (
+            f"http-request return status 401 {missing} hdr WWW-Authenticate 'Bearer realm=\"loopbox\"' "
+            "if !open !leaving !{ req.hdr(authorization) -m found } !ws"
+        ),
+        (
+            f"http-request return status 401 {wrong} "
+            'hdr WWW-Authenticate \'Bearer realm="loopbox", error="invalid_token"\' if !open !leaving !let_in'
+        ),
     ]
     return "".join(f"    {line}\n" for line in lines)
 
@@ -118,10 +129,14 @@ def role_rules(refusal: str) -> str:
         # An upgraded GET runs the agent as a POST does.
         "acl reading method GET HEAD",
         f"http-request return status 403 {refusal} if let_in for_operators !operator",
-        f"http-request return status 403 {refusal} "
-        "if let_in !for_operators !for_viewers !open !user !{ path_beg /agents/ }",
-        f"http-request return status 403 {refusal} "
-        "if let_in !user { path_beg /agents/ } !reading or let_in !user { path_beg /agents/ } upgrade",
+        (
+            f"http-request return status 403 {refusal} "
+            "if let_in !for_operators !for_viewers !open !user !{ path_beg /agents/ }"
+        ),
+        (
+            f"http-request return status 403 {refusal} "
+            "if let_in !user { path_beg /agents/ } !reading or let_in !user { path_beg /agents/ } upgrade"
+        ),
     ]
     return "".join(f"    {line}\n" for line in lines)
 

@@ -50,6 +50,8 @@ HOLD_LOOK_MS = 25
 
 SERVER_INDENT = "    server "
 
+NO_LIMITS = RateLimits()
+
 ERRORS = {
     400: ("bad_request", "this is not HTTP as the gateway understands it; nothing was passed on"),
     403: ("forbidden", "models come in by the model directory, never by the API of the engine"),
@@ -91,7 +93,7 @@ class GatewayConfig:
     auth: bool = False  #: every request of a client needs a token
     issuer: str = "loopbox"  #: of tokens
     keys: tuple[PublicKey, ...] = ()  #: that verify tokens
-    limits: RateLimits = RateLimits()
+    limits: RateLimits = NO_LIMITS
 
     def __post_init__(self) -> None:
         if not self.auth and not ip_address(self.public_address).is_loopback:
@@ -234,6 +236,8 @@ def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
     most = config.max_connections if public else config.max_connections // 4
     unsized = error_body("length_required", "send a body of this size with a Content-Length")
     busy = f"{_JSON} {error_body('too_many_requests', ERRORS[429][1])}"
+    doors = _doors(config, busy) if public else ""
+    by_address = limit_rules(config.limits, "address", "!{ stopping }", busy) if public else ""
     return f"""frontend {name}
     bind {address}:{port} proto h1
     maxconn {most}
@@ -257,8 +261,8 @@ def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
     http-request set-log-level silent if own
     http-request return status 200 {_JSON} \
 '{{"status":"ok","engines":%[nbsrv(engine)],"agents":%[nbsrv(agent)]}}' if own
-{limit_rules(config.limits, "address", "!{ stopping }", busy) if public else ""}{_paths(public=public)}
-{_doors(config, busy) if public else ""}    http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
+{by_address}{_paths(public=public)}
+{doors}    http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
     http-request wait-for-body time {config.request_s}s
     http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
     acl sized req.hdr(content-length) -m found
@@ -317,8 +321,10 @@ def _paths(*, public: bool) -> str:
         lines[:0] = ["acl agent path /health /metrics", "acl agent path_beg /agents/ /health/"]
         lines[:0] = haproxy_auth.control_paths()
         lines += [
-            f"http-request return status 405 {_JSON} {wrong} hdr Allow 'GET, HEAD' "
-            "if control_get !{ method GET HEAD }",
+            (
+                f"http-request return status 405 {_JSON} {wrong} hdr Allow 'GET, HEAD' "
+                "if control_get !{ method GET HEAD }"
+            ),
             f"http-request return status 405 {_JSON} {wrong} hdr Allow POST if control_post !{{ method POST }}",
         ]
     return "\n".join(f"    {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""keys: owns the RSA keys that tokens are signed with: made, kept in files that only loopd reads, rotated, shown as JWKS.
+"""keys: owns the RSA keys that sign tokens: made, kept in files that only loopd reads, rotated, shown as JWKS.
 
 A file is named after its time and its key id, which is the key's RFC 7638 thumbprint. The newest one signs; the others
 still verify, until nothing lives that they signed. No backup holds them.
@@ -117,7 +117,10 @@ class Keyring:
         }
 
     def make(self) -> SigningKey:
-        """Make a key in its file; it neither signs nor verifies before use(). Raises TooManyKeysError, SigningKeyError."""
+        """Make a key in its file; it neither signs nor verifies before use().
+
+        Raises TooManyKeysError, SigningKeyError.
+        """
         if len(self._keys) >= MOST_KEYS:
             raise TooManyKeysError(
                 f"{MOST_KEYS} keys still have living tokens, so no other was made. Revoke those tokens, or rotate with "

@@ -149,7 +149,9 @@ class Tokens:
 
     # --- issuing
 
-    async def issue(self, user: str, role: Role, *, ttl_s: int, name: str, kind: Purpose, told: str) -> Issued:
+    async def issue(  # noqa: PLR0913 each is a word of the token or of the ledger
+        self, user: str, role: Role, *, ttl_s: int, name: str, kind: Purpose, told: str
+    ) -> Issued:
         """Issue a JWT by itself, without a refresh token.
 
         Raises UserNameError; ConflictError when a user of this name is disabled, has a lower role, or there are too

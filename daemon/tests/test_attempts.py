@@ -72,14 +72,16 @@ def test_a_bucket_never_gives_more_than_burst_and_rate_allow(rate: float, burst:
     clock = Clock()
     buckets = Buckets(rate, burst, clock)
     taken: list[float] = []
+    waits_s: list[int] = []
     for gap in gaps:
         clock.now += gap
         try:
             buckets.take("ann")
         except SlowDownError as error:
-            assert error.wait_s >= 1
+            waits_s.append(error.wait_s)
             continue
         taken.append(clock.now)
+    assert all(wait_s >= 1 for wait_s in waits_s)
     for first in range(len(taken)):
         for last in range(first, len(taken)):
             assert last - first + 1 <= burst + rate * (taken[last] - taken[first]) + 1e-6

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -131,7 +132,7 @@ async def test_a_user_logs_in_works_exchanges_and_logs_out_through_the_gateway(o
     desk, door = opened
     await desk.users.add("lea", Role.USER, PASSWORD)
 
-    async def post(path: str, **body: str) -> dict[str, str]:
+    async def post(path: str, **body: str) -> dict[str, Any]:  # Any: JSON
         async with door.session.post(door.url + path, json=body) as got:
             assert got.status == 200, await got.text()
             assert got.headers["Cache-Control"] == "no-store"

@@ -277,7 +277,7 @@ class PairView(Body):
     """Tokens of a login. Seconds from now."""
 
     access_token: str
-    token_type: Literal["Bearer"] = "Bearer"
+    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105 a kind of token
     expires_in: int
     refresh_token: str
     refresh_expires_in: int
