@@ -1,5 +1,7 @@
 """routing: what the gateway adds to an answer, and how many it carries, beside a plain aiohttp proxy.
 
+Measured twice: as it is with auth.mode off, and with ``doors``: a token verified and two buckets counted each time.
+
 ``python bench/routing.py``; its last line is one JSON object. The stub engine is HAProxy itself with a fixed answer of
 1 KB, so it is not the bottleneck. Latency: one client asks the engine directly, by the gateway and by the peer in
 turns, so that what else the machine does hits all three alike. Throughput: wrk with 16 connections, one after another.
@@ -20,18 +22,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import docker
+import jwt
 from docker.models.containers import Container
 from docker.types import LogConfig
 
 from built import built
-from loopd.gateway import GatewayDownError, Route, ServerState
+from loopd.gateway import Doors, GatewayDownError, Route, ServerState
 from loopd.haproxy import GatewayConfigError, HaproxyGateway
 from loopd.haproxy_config import GatewayConfig
+from loopd.haproxy_limits import RateLimits
+from loopd.keys import Keyring
+from loopd.tokens import ALGORITHM, AUDIENCE
 
 IMAGE = built().gateway
 REQUESTS = int(os.environ.get("REQUESTS", "4000"))
@@ -147,11 +154,22 @@ async def attach(driver: HaproxyGateway, engine: str) -> None:
             await asyncio.sleep(0.05)
 
 
+def make_token(keyring: Keyring) -> str:
+    """Return a token as loopd signs it."""
+    now = int(time.time())
+    times = {"iat": now, "nbf": now, "exp": now + 3600}
+    claims = {"iss": "loopbox", "aud": AUDIENCE, "sub": "bench", "role": "user", "jti": "0" * 32, **times}
+    return jwt.encode(claims, keyring.current.private, ALGORITHM, headers={"kid": keyring.current.kid})
+
+
 @contextlib.contextmanager
-def asker(port: int) -> Iterator[Ask]:
+def asker(port: int, token: str) -> Iterator[Ask]:
     """Yield a function that asks once on a kept connection and returns the seconds it took."""
     body = json.dumps({"prompt": "x" * (BODY_BYTES - 14)}).encode()
-    head = f"POST /api/generate HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        "POST /api/generate HTTP/1.1\r\nHost: bench\r\n"
+        f"Authorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     request = head.encode() + body
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -172,11 +190,11 @@ def asker(port: int) -> Iterator[Ask]:
         yield ask
 
 
-def latencies(ports: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+def latencies(ports: Mapping[str, int], token: str) -> dict[str, tuple[float, float]]:
     """Return (p50, p99) in milliseconds by way."""
     taken: dict[str, list[float]] = {name: [] for name in ports}
     with contextlib.ExitStack() as stack:
-        asks = {name: stack.enter_context(asker(port)) for name, port in ports.items()}
+        asks = {name: stack.enter_context(asker(port, token)) for name, port in ports.items()}
         for turn in range(WARM_UP + REQUESTS):
             for name, ask in asks.items():
                 seconds = ask()
@@ -186,10 +204,11 @@ def latencies(ports: Mapping[str, int]) -> dict[str, tuple[float, float]]:
     return {name: (cut[49], cut[98]) for name, cut in cuts.items()}
 
 
-def throughput(wrk: str, port: int) -> float:
+def throughput(wrk: str, port: int, token: str) -> float:
     """Return requests a second at 16 connections; any that fails ends the bench."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(f'wrk.method = "POST"\nwrk.body = \'{{"prompt":"{"x" * (BODY_BYTES - 14)}"}}\'\n')
+        script.write(f'wrk.headers["Authorization"] = "Bearer {token}"\n')
         script.flush()
         command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", script.name]
         done = subprocess.run(
@@ -212,36 +231,48 @@ def resident_mb(container: Container) -> float:
 
 def measure(client: docker.DockerClient, wrk: str) -> dict[str, float]:
     """Set everything up and return the figures."""
-    ports = {"direct": free_port(), "gateway": free_port(), "peer": free_port()}
+    ports = {name: free_port() for name in ("direct", "gateway", "doors", "peer")}
     config = GatewayConfig(public_port=ports["gateway"], internal_address="", internal_port=1, max_body_bytes=1 << 20)
 
     async def check(path: Path) -> None:
-        command = ["-c", "-f", f"/check/{path.name}"]
+        command = ["-c", "-f", f"/run/gateway/{path.name}"]
         try:
             # The draft belongs to UID and the check runs as UID, in the image's own HAProxy.
             client.containers.run(
-                IMAGE, command, remove=True, volumes={str(path.parent): {"bind": "/check", "mode": "ro"}}
+                IMAGE, command, remove=True, volumes={str(path.parent): {"bind": "/run/gateway", "mode": "ro"}}
             )
         except docker.errors.ContainerError as error:
             raise GatewayConfigError(str(error)) from error
 
     with contextlib.ExitStack() as stack:
-        stub_directory, directory = (stack.enter_context(owned_directory()) for _ in range(2))
+        stub_directory, directory, guarded = (stack.enter_context(owned_directory()) for _ in range(3))
+        keyring = Keyring.open(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        token = make_token(keyring)
         (stub_directory / "haproxy.cfg").write_text(stub_config(ports["direct"]))
         stack.enter_context(running(client, stub_directory))
         driver = HaproxyGateway(lambda: config, directory, check=check, uid=UID)
         asyncio.run(driver.ensure_config(()))
         gateway = stack.enter_context(running(client, directory))
+        # Limits that nobody reaches are counted as any others.
+        limits = RateLimits(user_rate=1e6, user_burst=1e6, address_rate=1e6, address_burst=1e6)
+        strict = replace(config, public_port=ports["doors"], auth=True, limits=limits)
+        doors = HaproxyGateway(lambda: strict, guarded, check=check, uid=UID)
+        with contextlib.suppress(GatewayDownError):
+            asyncio.run(doors.admit(Doors(keys=keyring.public(), revoked={})))
+        asyncio.run(doors.ensure_config(()))
+        stack.enter_context(running(client, guarded))
         stack.enter_context(peer(ports["peer"], f"http://127.0.0.1:{ports['direct']}"))
-        asyncio.run(attach(driver, f"127.0.0.1:{ports['direct']}"))
+        for each in (driver, doors):
+            asyncio.run(attach(each, f"127.0.0.1:{ports['direct']}"))
         for port in ports.values():
             wait_port(port)
-        taken = latencies(ports)
-        rates = {name: throughput(wrk, port) for name, port in ports.items()}
+        taken = latencies(ports, token)
+        rates = {name: throughput(wrk, port, token) for name, port in ports.items()}
         figures = {f"{name}_p{q}_ms": taken[name][i] for name in ports for i, q in ((0, 50), (1, 99))}
-        for prefix, name in (("", "gateway"), ("peer_", "peer")):
+        for prefix, name in (("", "gateway"), ("doors_", "doors"), ("peer_", "peer")):
             figures |= {f"{prefix}added_p{q}_ms": taken[name][i] - taken["direct"][i] for i, q in ((0, 50), (1, 99))}
-        figures |= {"direct_rps_16": rates["direct"], "rps_16": rates["gateway"], "peer_rps_16": rates["peer"]}
+        figures |= {"direct_rps_16": rates["direct"], "rps_16": rates["gateway"]}
+        figures |= {"doors_rps_16": rates["doors"], "peer_rps_16": rates["peer"]}
         return figures | {"gateway_rss_mb": resident_mb(gateway)}
 
 

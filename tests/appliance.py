@@ -38,10 +38,18 @@ class Appliance:
     control_port: int
     environment: dict[str, str]
     output: str = field(default="", repr=False)  #: what the first `make up` said
+    _token: str = field(default="", repr=False)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.public_port}"
+
+    @property
+    def token(self) -> str:
+        """A client's token, made once as README says."""
+        if not self._token:
+            self._token = self.loopctl("token", "issue", "--user", "client", "--ttl", "4h").stdout.strip()
+        return self._token
 
     def make(self, target: str, *, timeout: float = UP_S) -> subprocess.CompletedProcess[str]:
         """Run `make TARGET` on a pipe, with nothing to read."""

@@ -26,10 +26,12 @@ from aiohttp import web
 from loopd.admission import read_capacity
 from loopd.alert_channels import channels_of
 from loopd.alerts import Alerts
+from loopd.api.auth import BODY_BYTES as AUTH_BODY_BYTES
 from loopd.api.routes import Routes
-from loopd.api.web import METRICS, TOKEN, Endpoint, answer_errors, correlate, guard
+from loopd.api.web import FORWARDED, IDENTITY, METRICS, Endpoint, answer_errors, correlate, guard
+from loopd.attempts import Buckets
 from loopd.audit import open_trail
-from loopd.auth import Token, ensure_token
+from loopd.auth import ensure_token
 from loopd.backup_schedule import Backups
 from loopd.backups import open_shelf
 from loopd.bake import Baker
@@ -38,23 +40,30 @@ from loopd.boot import STARTED, read_host_times
 from loopd.collect import Collector
 from loopd.config import ConfigError, Settings, load_settings
 from loopd.docker_engine import Connection, DockerEngine
+from loopd.doors import DoorKeeper
 from loopd.endure import endure
 from loopd.engine import Engine
 from loopd.errors import LoopdError
-from loopd.gateway import Gateway, Route
+from loopd.gateway import Gateway, GatewayDownError, Route
 from loopd.gpu import Gpus, InMemoryGpus, NvmlGpus, free_memory
 from loopd.haproxy import GatewayConfigError, HaproxyGateway
+from loopd.haproxy_auth import SOCKET as AUTH_SOCKET
 from loopd.haproxy_config import GatewayConfig
+from loopd.haproxy_limits import RateLimits
+from loopd.identity import Identity
 from loopd.images import ImageSet, load_images
 from loopd.inspection import check
 from loopd.intake import Intake
 from loopd.journal import Journal
+from loopd.keys import Keyring
 from loopd.ledger import Ledger
 from loopd.loading import OllamaLoader, own
 from loopd.lock import sole_owner
+from loopd.login import Login
 from loopd.logs import configure_logs
 from loopd.metrics import Metrics, build_metrics
 from loopd.notify import Notifier
+from loopd.passwords import Passwords
 from loopd.policy import policy_of
 from loopd.registry import Registry
 from loopd.restarts import Restarts
@@ -66,8 +75,10 @@ from loopd.state import StateError, open_database
 from loopd.status import Status
 from loopd.supervise import Supervisor
 from loopd.tap import open_tap, parse_request
+from loopd.tokens import Tokens
 from loopd.toolbox import Toolbox
 from loopd.units import AGENT_UID, GATEWAY_UID, Layout, agent_unit, engine_unit, gateway_unit, layout_of
+from loopd.users import Users
 from loopd.vitals import Vitals
 from loopd.watch import Watcher
 
@@ -105,6 +116,7 @@ class Parts:
     settings: Settings
     layout: Layout
     routes: Routes
+    tokens: Tokens
     metrics: Metrics
     ledger: Ledger
     supervisor: Supervisor
@@ -134,6 +146,9 @@ def open_gateway(settings: Settings, engine: Engine, image: str) -> HaproxyGatew
             internal_port=settings.internal_port,
             max_body_bytes=settings.max_body_bytes,
             hold_s=math.ceil(settings.hold_s),
+            auth=settings.auth.mode == "required",
+            issuer=settings.instance,
+            limits=RateLimits(**settings.limits.model_dump()),
         )
 
     async def check_config(path: Path) -> None:
@@ -175,6 +190,30 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
         )
         registry = Registry(database)
         ledger = Ledger(database)
+        users = Users(database, ledger, Passwords())
+        keyring = await asyncio.to_thread(Keyring.open, layout.keys)
+        tokens = Tokens(
+            database=database,
+            ledger=ledger,
+            users=users,
+            keyring=keyring,
+            issuer=settings.instance,
+            access_s=settings.auth.access_s,
+            refresh_s=settings.auth.refresh_s,
+        )
+        doors = DoorKeeper(
+            tokens=tokens, keyring=keyring, gateway=traffic, ledger=ledger, rotate_s=settings.auth.rotate_s
+        )
+        login = Login(
+            users=users,
+            tokens=tokens,
+            ledger=ledger,
+            per_address=Buckets(settings.limits.login_rate, settings.limits.login_burst),
+            tell=doors.tell,
+        )
+        # Before anything asks for routes: a gateway that knew no key would let nobody in.
+        with contextlib.suppress(GatewayDownError):
+            await traffic.admit(await doors.wanted())
         rollouts = Rollouts(database, registry, ledger, policy=policy_of(settings.rollout))
         journal = Journal(database, epoch=await registry.raise_epoch())
         await journal.settle()
@@ -311,11 +350,15 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             backups=backups,
             trail=trail,
             alerts=alerts,
+            login=login,
+            users=users,
+            doors=doors,
         )
         yield Parts(
             settings=settings,
             layout=layout,
             routes=routes,
+            tokens=tokens,
             metrics=metrics,
             ledger=ledger,
             supervisor=supervisor,
@@ -327,6 +370,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 ("incoming", watcher.run_forever),
                 ("collection", collector.run_forever),
                 ("backups", backups.run_forever),
+                ("doors", doors.run_forever),
                 ("state", database.watch_trouble),
                 ("audit", trail.run_forever),
                 ("audit anchors", lambda: trail.anchor_forever(ledger)),
@@ -336,12 +380,21 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
 
 
 def build_app(
-    endpoints: tuple[Endpoint, ...], metrics: Metrics, *, token: Token | None, body_bytes: int
+    endpoints: tuple[Endpoint, ...],
+    metrics: Metrics,
+    *,
+    identity: Identity | None,
+    body_bytes: int,
+    forwarded: bool = False,
 ) -> web.Application:
-    """Return an application with these endpoints; ``token`` None where the socket's file mode is the lock."""
+    """Return an application with these endpoints.
+
+    ``identity`` None: the socket's file mode is the lock. ``forwarded``: only the gateway reaches it and says for whom.
+    """
     app = web.Application(middlewares=[correlate, answer_errors], client_max_size=body_bytes)
     app[METRICS] = metrics
-    app[TOKEN] = token
+    app[IDENTITY] = identity
+    app[FORWARDED] = forwarded
     for endpoint in endpoints:
         app.router.add_route(endpoint.method, endpoint.path, guard(endpoint))
     return app
@@ -402,20 +455,42 @@ async def run(settings: Settings, images: ImageSet, host: Host, stop: asyncio.Ev
         limit = settings.max_body_bytes
         control = parts.routes.control()
         await stack.enter_async_context(
-            serve_tcp(build_app(control, parts.metrics, token=token, body_bytes=limit), settings.control_port)
+            serve_tcp(
+                build_app(
+                    control,
+                    parts.metrics,
+                    identity=Identity(tokens=parts.tokens, control=token),
+                    body_bytes=limit,
+                ),
+                settings.control_port,
+            )
         )
         await stack.enter_async_context(
             serve_unix(
-                build_app(control, parts.metrics, token=None, body_bytes=limit),
+                build_app(control, parts.metrics, identity=None, body_bytes=limit),
                 str(layout.control_socket),
                 mode=0o600,
+            )
+        )
+        await stack.enter_async_context(
+            serve_unix(
+                build_app(
+                    parts.routes.login_routes(),
+                    parts.metrics,
+                    identity=Identity(tokens=parts.tokens, control=None),
+                    body_bytes=AUTH_BODY_BYTES,
+                    forwarded=True,
+                ),
+                str(layout.gateway / AUTH_SOCKET),
+                mode=0o600,
+                uid=GATEWAY_UID,
             )
         )
         times = parts.supervisor.host
         await parts.ledger.append(STARTED, "loopd", times.told, **times.record)
         await stack.enter_async_context(
             serve_unix(
-                build_app(parts.routes.leases(), parts.metrics, token=None, body_bytes=64 << 10),
+                build_app(parts.routes.leases(), parts.metrics, identity=None, body_bytes=64 << 10),
                 str(layout.broker / "broker.sock"),
                 mode=0o600,
                 uid=AGENT_UID,

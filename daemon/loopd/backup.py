@@ -290,7 +290,9 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.OperationalError) as error:
         name = getattr(error, "sqlite_errorname", "")
-        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or name == "SQLITE_FULL":
+        # The copy is in WAL mode for a moment; shared memory that cannot grow is an error of its size.
+        full = name in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+        if full or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
             raise BackupFullError(
                 f"the disk has no room for {path}. Nothing half done was left; free some space (`df -h`) and try again"
             ) from error

@@ -191,6 +191,32 @@ class AlertSettings(BaseModel):
         return self
 
 
+class AuthSettings(BaseModel):
+    """Who is let in at the gateway. Seconds."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    mode: Literal["required", "off"] = (
+        "required"  #: off: whoever reaches the gateway, which only this host does, may all
+    )
+    access_s: Annotated[int, Field(ge=60, le=86400)] = 1800  #: life of an access token
+    refresh_s: Annotated[int, Field(ge=60, le=30 * 86400)] = 86400  #: life of a refresh token
+    rotate_s: Annotated[float, Field(ge=0, le=3650 * 86400)] = 90 * 86400.0  #: life of a signing key; 0: by command
+
+
+class LimitSettings(BaseModel):
+    """Token buckets at the gateway: requests a second, and at once. A rate of 0 is no limit."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    user_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 200.0
+    user_burst: Annotated[float, Field(ge=1, le=1_000_000)] = 400.0
+    address_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 1000.0
+    address_burst: Annotated[float, Field(ge=1, le=1_000_000)] = 2000.0
+    login_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0  #: logins and exchanges of one address
+    login_burst: Annotated[float, Field(ge=1, le=1_000_000)] = 20.0
+
+
 class Settings(BaseSettings):
     """Everything an operator may set. Bytes and seconds unless the name says else."""
 
@@ -222,6 +248,8 @@ class Settings(BaseSettings):
     backup: BackupSettings = BackupSettings()
     audit: AuditSettings = AuditSettings()
     alerts: AlertSettings = AlertSettings()
+    auth: AuthSettings = AuthSettings()
+    limits: LimitSettings = LimitSettings()
 
     @field_validator("home", "run_dir")
     @classmethod

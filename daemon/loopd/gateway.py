@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from typing import Literal, Protocol, get_args
 
 from loopd.errors import LoopdError, UnavailableError
+from loopd.keys import PublicKey
 
 Pool = Literal["engine", "agent"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
@@ -97,6 +98,14 @@ class Applied:
     flip_s: float  #: time of the write that changed all weights
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """Which tokens are let in."""
+
+    keys: tuple[PublicKey, ...]  #: that verify
+    revoked: Mapping[str, int]  #: id of a token -> the second since 1970 from which it need not be remembered
+
+
 class Gateway(Protocol):
     """What loopd needs of the data plane. Every call may be repeated. Raises GatewayDownError."""
 
@@ -114,6 +123,13 @@ class Gateway(Protocol):
 
     async def wait_idle(self, pool: Pool, server: str, *, deadline_s: float) -> bool:
         """Return True once nothing is in flight on a server (or it is gone), False after ``deadline_s`` seconds."""
+        ...
+
+    async def admit(self, doors: Doors) -> None:
+        """Let in from the next request on whom the doors say; streams in flight go on.
+
+        When it raises GatewayDownError the gateway learns it when it starts, or at the next apply().
+        """
         ...
 
 
@@ -173,6 +189,7 @@ class InMemoryGateway:
     servers: dict[tuple[Pool, str], Server] = field(default_factory=dict)
     sick: set[str] = field(default_factory=set)  #: addresses whose probe fails
     down: bool = False  #: the admin socket does not answer
+    doors: Doors | None = None
 
     def hold(self, pool: Pool, server: str, sessions: int) -> None:
         """Say how many requests are in flight on a server."""
@@ -210,6 +227,11 @@ class InMemoryGateway:
     async def wait_idle(self, pool: Pool, server: str, *, deadline_s: float) -> bool:
         """Look until nothing is in flight: the loop that the real one runs."""
         return await poll_idle(self, pool, server, deadline_s)
+
+    async def admit(self, doors: Doors) -> None:
+        """Remember the doors."""
+        self.doors = doors
+        self._answer()
 
     def _answer(self) -> None:
         if self.down:

@@ -10,12 +10,15 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loopd.errors import LoopdError
-from loopd.gateway import Applied, GatewayDownError, Pool, Route, Server, poll_idle, really_set
+from loopd.gateway import Applied, Doors, GatewayDownError, Pool, Route, Server, poll_idle, really_set
+from loopd.haproxy_auth import REVOKED_FILE
 from loopd.haproxy_config import HOLD_FILE, GatewayConfig, description_of, frame_of, hold_script, render
+from loopd.haproxy_limits import FILE as LIMITS_FILE
+from loopd.haproxy_limits import limits_script
 from loopd.haproxy_runtime import (
     RELOAD,
     SHOW_INFO,
@@ -26,6 +29,7 @@ from loopd.haproxy_runtime import (
     parse_processes,
     parse_stat,
     plan_commands,
+    plan_map,
     refusals,
     with_old_workers,
 )
@@ -38,7 +42,7 @@ DELETE_TRIES = 5  # HAProxy closes the idle connections of a retired server a mo
 DELETE_PAUSE_S = 0.01
 
 FILE = "haproxy.cfg"
-FILE_BYTES = 1 << 20
+FILE_BYTES = 4 << 20
 
 Checker = Callable[[Path], Awaitable[None]]
 """Has HAProxy check a file in the gateway's directory. Raises GatewayConfigError with HAProxy's own words."""
@@ -65,6 +69,9 @@ class HaproxyGateway:
     check: Checker = field(kw_only=True)
     uid: int | None = field(kw_only=True)  #: who reads the file; None: this process
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _doors: Doors = field(default_factory=lambda: Doors(keys=(), revoked={}), init=False)
+    _told: bool = field(default=False, init=False)  #: what runs knows of every revocation
+    _routes: Sequence[Route] | None = field(default=None, init=False)  #: last asked for
 
     async def observe(self) -> tuple[Server, ...]:
         """Return the servers, with the streams that a reload left to an old process."""
@@ -78,8 +85,7 @@ class HaproxyGateway:
         """
         async with self._lock:
             await self._ensure_file(routes)
-            if parse_description(await self._ask(SHOW_INFO)) != description_of(self.config()):
-                await self._reload()
+            await self._ensure_runs()
             plan = plan_commands(routes, parse_stat(await self._ask(SHOW_SERVERS)))
             for command in plan.prepare:
                 await self._tell(str(command))
@@ -105,6 +111,35 @@ class HaproxyGateway:
         """
         async with self._lock:
             return await self._ensure_file(routes)
+
+    async def admit(self, doors: Doors) -> None:
+        """Let in whom the doors say; other keys take a reload, a revocation does not. Also raises GatewayConfigError.
+
+        The files come first, so that a gateway that is down comes up with them.
+        """
+        async with self._lock:
+            self._doors, self._told = doors, False
+            try:
+                await asyncio.to_thread(self._write_doors)
+            except OSError as error:
+                raise GatewayDownError(f"the gateway cannot be told whom to let in: {error}") from error
+            if self._routes is None:
+                raise GatewayDownError("the gateway is told whom to let in together with its first servers")
+            await self._ensure_file(self._routes)
+            await self._ensure_runs()
+
+    async def _ensure_runs(self) -> None:
+        """Make what runs equal to the files, but for the servers."""
+        if parse_description(await self._ask(SHOW_INFO)) != description_of(self._config()):
+            await self._reload()
+        if not self._told:
+            path = f"{self._config().run_dir}/{REVOKED_FILE}"
+            for line in plan_map(path, self._doors.revoked, await self._ask(f"show map {path}")):
+                await self._tell(line)
+            self._told = True
+
+    def _config(self) -> GatewayConfig:
+        return replace(self.config(), keys=self._doors.keys)
 
     async def reload(self) -> None:
         """Put the file in use; no request is lost.
@@ -137,7 +172,9 @@ class HaproxyGateway:
 
     async def _ensure_file(self, routes: Sequence[Route]) -> bool:
         """Make the file equal to the routes; True when more than its servers changed."""
-        text = render(self.config(), routes)
+        self._routes = routes
+        config = self._config()
+        text = render(config, routes)
         path = self.directory / FILE
         old = await asyncio.to_thread(_read, path)
         if old == text:
@@ -146,14 +183,38 @@ class HaproxyGateway:
         draft = self.directory / f"{FILE}.new"
         script = self.directory / HOLD_FILE
         try:
-            await asyncio.to_thread(self._write, script, hold_script(self.config()))
+            await asyncio.to_thread(self._write, script, hold_script(config))
+            await asyncio.to_thread(self._write, self.directory / LIMITS_FILE, limits_script(config.limits))
+            await asyncio.to_thread(self._write_doors)
             await asyncio.to_thread(self._write, draft, text)
             if changed:
                 await self.check(draft)
             await asyncio.to_thread(self._replace, draft, path)
+            await asyncio.to_thread(self._drop_keys)
         except OSError as error:
             raise GatewayConfigError(f"{path} cannot be written ({error}); the gateway goes on as it was") from error
         return changed
+
+    def _write_doors(self) -> None:
+        """Write what the configuration reads beside itself: each key, and the revoked tokens."""
+        for key in self._doors.keys:
+            if _read(self.directory / key.file) != key.pem:
+                self._put(key.file, key.pem)
+        text = "".join(f"{jti} {until}\n" for jti, until in sorted(self._doors.revoked.items()))
+        if _read(self.directory / REVOKED_FILE) != text:
+            self._put(REVOKED_FILE, text)
+
+    def _drop_keys(self) -> None:
+        """Remove keys that the configuration no longer names."""
+        named = {key.file for key in self._doors.keys}
+        for path in self.directory.glob("jwt-*.pem"):
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+    def _put(self, name: str, text: str) -> None:
+        draft = self.directory / f"{name}.new"
+        self._write(draft, text)
+        self._replace(draft, self.directory / name)
 
     def _write(self, path: Path, text: str) -> None:
         with path.open("w") as file:

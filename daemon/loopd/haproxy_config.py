@@ -11,8 +11,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
+from loopd import haproxy_auth, haproxy_limits
+from loopd.errors import LoopdError
 from loopd.gateway import POOLS, Pool, Route, route_weights
+from loopd.haproxy_limits import RateLimits, limit_rules, limits_script
+from loopd.keys import PublicKey
 from loopd.tap import LINE_BYTES
 from loopd.tap import SOCKET as TAP_FILE
 
@@ -45,6 +50,8 @@ HOLD_LOOK_MS = 25
 
 SERVER_INDENT = "    server "
 
+NO_LIMITS = RateLimits()
+
 ERRORS = {
     400: ("bad_request", "this is not HTTP as the gateway understands it; nothing was passed on"),
     403: ("forbidden", "models come in by the model directory, never by the API of the engine"),
@@ -59,9 +66,15 @@ ERRORS = {
 }
 
 
+class AuthOffError(LoopdError, ValueError):
+    """Without authentication nothing but this host may reach the gateway; nothing was changed."""
+
+    code = "auth_off"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
-    """What the operator's settings say about the gateway. Times in whole seconds."""
+    """What the operator's settings say about the gateway. Times in whole seconds. Raises AuthOffError."""
 
     public_port: int
     internal_address: str  #: '' for no internal frontend
@@ -77,6 +90,17 @@ class GatewayConfig:
     tunnel_s: int = 3600  #: longest silence of a WebSocket
     drain_s: int = 3600  #: how long streams outlive a reload
     max_connections: int = 2048  #: of clients; a quarter as many come on top for the agent. Worst case 100 KB each
+    auth: bool = False  #: every request of a client needs a token
+    issuer: str = "loopbox"  #: of tokens
+    keys: tuple[PublicKey, ...] = ()  #: that verify tokens
+    limits: RateLimits = NO_LIMITS
+
+    def __post_init__(self) -> None:
+        if not self.auth and not ip_address(self.public_address).is_loopback:
+            raise AuthOffError(
+                f"auth.mode is off, but the gateway is to listen on {self.public_address}, where others reach it; "
+                'nothing was changed. Set auth.mode to "required"'
+            )
 
 
 def render(config: GatewayConfig, routes: Sequence[Route]) -> str:
@@ -86,7 +110,7 @@ def render(config: GatewayConfig, routes: Sequence[Route]) -> str:
 
 def description_of(config: GatewayConfig) -> str:
     """Return what a HAProxy that runs with these settings says it is; another answer calls for a reload."""
-    text = _render(config, (), "") + hold_script(config)
+    text = _render(config, (), "") + hold_script(config) + limits_script(config.limits)
     return f"loopbox-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
@@ -98,7 +122,9 @@ def _render(config: GatewayConfig, routes: Sequence[Route], description: str) ->
     servers = {
         pool: [server_line(r, weights[r.pool, r.server]) for r in _sorted(routes) if r.pool == pool] for pool in POOLS
     }
+    missing = error_body("unavailable", "loopd does not answer, so nobody can log in now; tokens in use go on")
     backends = [_backend(pool, servers[pool]) for pool in POOLS]
+    backends.append(haproxy_auth.control_backend(config.run_dir, missing))
     return "\n".join([_global(config, description), _defaults(config), *frontends, *backends])
 
 
@@ -155,6 +181,7 @@ global
     stats timeout 10s
     stats maxconn 32
     lua-load {config.run_dir}/{HOLD_FILE}
+    lua-load {config.run_dir}/{haproxy_limits.FILE}
     close-spread-time infinite
     hard-stop-after {config.drain_s}s
 """
@@ -191,7 +218,7 @@ def _defaults(config: GatewayConfig) -> str:
 _LOG = (
     '{"timestamp":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","level":"info","event":"gateway.request",'
     '"correlation_id":"%[var(txn.cid)]","frontend":"%f","client":"%ci","method":"%[var(txn.method),json(utf8s)]",'
-    '"path":"%[var(txn.path),json(utf8s)]","status":%ST,"pool":"%b","server":"%s","retries":"%rc",'
+    '"path":"%[var(txn.path),json(utf8s)]","user":"%[var(txn.user)]","status":%ST,"pool":"%b","server":"%s","retries":"%rc",'
     '"queue_ms":%Tw,"connect_ms":%Tc,"first_byte_ms":%Tr,"total_ms":%Ta,"bytes":%B,"end":"%ts"}'
 )
 
@@ -208,6 +235,9 @@ def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
     public = name == "public"
     most = config.max_connections if public else config.max_connections // 4
     unsized = error_body("length_required", "send a body of this size with a Content-Length")
+    busy = f"{_JSON} {error_body('too_many_requests', ERRORS[429][1])}"
+    doors = _doors(config, busy) if public else ""
+    by_address = limit_rules(config.limits, "address", "!{ stopping }", busy) if public else ""
     return f"""frontend {name}
     bind {address}:{port} proto h1
     maxconn {most}
@@ -226,21 +256,23 @@ def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
     http-request del-header X-Forwarded-For
     http-request del-header Forwarded
     http-request set-header X-Forwarded-For %[src]
+{haproxy_auth.identity_headers()}
     acl own path /gateway/health
     http-request set-log-level silent if own
     http-request return status 200 {_JSON} \
 '{{"status":"ok","engines":%[nbsrv(engine)],"agents":%[nbsrv(agent)]}}' if own
-{_paths(agent=public)}
-    http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
+{by_address}{_paths(public=public)}
+{doors}    http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
     http-request wait-for-body time {config.request_s}s
     http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
     acl sized req.hdr(content-length) -m found
     acl long_body req.body_size ge {UNSIZED_BODY_BYTES}
     acl long_body req.hdrs,length gt {UNSIZED_HEADER_BYTES}
     http-request return status 411 {_JSON} {unsized} if !sized long_body {{ req.body_size gt 0 }}
-    http-request lua.hold if{" !agent" if public else ""} !{{ stopping }} {{ nbsrv(engine) eq 0 }}
+    http-request lua.hold if{" !agent !control" if public else ""} !{{ stopping }} {{ nbsrv(engine) eq 0 }}
     use_backend handover_{name} if {{ stopping }}
 {"    use_backend agent if agent" if public else ""}
+{"    use_backend control if control" if public else ""}
     default_backend engine
 
 backend handover_{name}
@@ -249,7 +281,29 @@ backend handover_{name}
 """
 
 
-def _paths(*, agent: bool) -> str:
+def _doors(config: GatewayConfig, busy: str) -> str:
+    """Return the rules on who may ask, how often, and what is passed on about it."""
+    rules = [limit_rules(config.limits, "login", "!{ stopping } { path /auth/login /auth/refresh }", busy)]
+    if config.auth:
+        missing = error_body("unauthenticated", "this needs `Authorization: Bearer <token>`; nothing was passed on")
+        wrong = error_body(
+            "unauthenticated", "the token is not valid here: expired, revoked or not ours; get a new one"
+        )
+        low = error_body("forbidden", "the role of this token does not allow it; nothing was passed on")
+        refusal = (f"{_JSON} {missing}", f"{_JSON} {wrong}")
+        rules += [
+            haproxy_auth.verify_rules(config.keys, config.run_dir, config.issuer, refusal),
+            limit_rules(config.limits, "user", "let_in", busy),
+            haproxy_auth.role_rules(f"{_JSON} {low}"),
+        ]
+    rules += [
+        f"    http-request deny deny_status 413 if control {{ req.body_size gt {haproxy_auth.CONTROL_BODY_BYTES} }}\n",
+        haproxy_auth.pass_on_rules(required=config.auth),
+    ]
+    return "".join(rules)
+
+
+def _paths(*, public: bool) -> str:
     """Return the rules that refuse what is not listed, before a byte of the body is waited for."""
     wrong = error_body("method_not_allowed", "not with this method; the Allow header says which")
     lines = [
@@ -259,12 +313,20 @@ def _paths(*, agent: bool) -> str:
         "acl engine_get path_reg ^/v1/models/[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
         f"acl engine_post path {' '.join(ENGINE_POSTS)}",
         "http-request deny deny_status 403 if engine_admin",
-        f"http-request deny deny_status 404 if !engine_get !engine_post{' !agent' if agent else ''}",
+        f"http-request deny deny_status 404 if !engine_get !engine_post{' !agent !control' if public else ''}",
         f"http-request return status 405 {_JSON} {wrong} hdr Allow 'GET, HEAD' if engine_get !{{ method GET HEAD }}",
         f"http-request return status 405 {_JSON} {wrong} hdr Allow POST if engine_post !{{ method POST }}",
     ]
-    if agent:
+    if public:
         lines[:0] = ["acl agent path /health /metrics", "acl agent path_beg /agents/ /health/"]
+        lines[:0] = haproxy_auth.control_paths()
+        lines += [
+            (
+                f"http-request return status 405 {_JSON} {wrong} hdr Allow 'GET, HEAD' "
+                "if control_get !{ method GET HEAD }"
+            ),
+            f"http-request return status 405 {_JSON} {wrong} hdr Allow POST if control_post !{{ method POST }}",
+        ]
     return "\n".join(f"    {line}" for line in lines)
 
 

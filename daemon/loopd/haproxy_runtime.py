@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loopd.gateway import POOLS, GatewayDownError, Pool, Route, Server, ServerState, route_weights
@@ -24,6 +24,8 @@ _DONE = re.compile(
 _WORKER = re.compile(r"([0-9]{1,10})\s+worker\s")
 _MASTER = re.compile(r"[0-9]{1,10}\s+master\s+([0-9]{1,10})\s+\[failed: ([0-9]{1,10})\]")
 _MOST_DIGITS = 12
+_MAP_WORDS = 3  # address, key, value
+_MAP_BATCH = 50  # commands of one line, which must fit HAProxy's buffer
 
 
 class StrangeAnswerError(GatewayDownError):
@@ -104,6 +106,14 @@ class DeleteServer:
 
     def __str__(self) -> str:
         return f"del server {self.pool}/{self.server}"
+
+
+def plan_map(path: str, wanted: Mapping[str, int], shown: str) -> tuple[str, ...]:
+    """Return the lines that make a map of the runtime equal to the wanted one; shown: the answer to ``show map``."""
+    have = {words[1] for line in shown.splitlines() if len(words := line.split()) == _MAP_WORDS}
+    commands = [f"del map {path} {key}" for key in sorted(have - set(wanted))]
+    commands += [f"add map {path} {key} {wanted[key]}" for key in sorted(set(wanted) - have)]
+    return tuple("; ".join(commands[i : i + _MAP_BATCH]) for i in range(0, len(commands), _MAP_BATCH))
 
 
 Command = AddServer | MoveServer | ReturnServer | SetWeight | RetireServer | DeleteServer

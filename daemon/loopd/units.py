@@ -73,6 +73,11 @@ class Layout:
         return self.home / "control.token"
 
     @property
+    def keys(self) -> Path:
+        """The keys that sign tokens."""
+        return self.home / "keys"
+
+    @property
     def incoming(self) -> Path:
         """Where people drop models."""
         return self.home / "models" / "incoming"
@@ -125,6 +130,7 @@ class Layout:
         """Return (path, mode, owner) of each directory loopd makes at start, parents first."""
         return (
             (self.home, 0o755, 0),
+            (self.keys, 0o700, 0),
             (self.home / "models", 0o755, 0),
             (self.incoming, 0o755, 0),
             (self.rejected, 0o755, 0),

@@ -16,6 +16,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from loopd.api.audit import AuditRoutes
+from loopd.api.auth import AuthRoutes
 from loopd.api.backups import BackupRoutes
 from loopd.api.events import EventRoutes
 from loopd.api.host import HostRoutes
@@ -23,6 +24,7 @@ from loopd.api.releases import ReleaseRoutes
 from loopd.api.rollouts import RolloutRoutes
 from loopd.api.sandboxes import SandboxRoutes
 from loopd.api.schema import ErrorBody, EventView, StatusView
+from loopd.api.users import UserRoutes
 from loopd.app import Host, run
 from loopd.config import Settings
 from loopd.engine import InMemoryEngine
@@ -120,11 +122,22 @@ async def test_the_document_is_valid_and_names_every_route(daemon: Daemon) -> No
         concrete = (
             path.replace("{reference}", "none").replace("{id}", "1").replace("{lease}", "0" * 32).replace("{user}", "u")
         )
+        concrete = concrete.replace("{name}", "nobody")
         for method in operations:
             async with daemon.session.request(method, daemon.url + concrete) as response:
                 assert response.status not in (404, 405), f"{method} {path} is in the document and not in the routes"
     documented = {op["operationId"] for ops in document["paths"].values() for op in ops.values()}
-    groups = (HostRoutes, ReleaseRoutes, RolloutRoutes, EventRoutes, SandboxRoutes, BackupRoutes, AuditRoutes)
+    groups = (
+        HostRoutes,
+        ReleaseRoutes,
+        RolloutRoutes,
+        EventRoutes,
+        SandboxRoutes,
+        BackupRoutes,
+        AuthRoutes,
+        UserRoutes,
+        AuditRoutes,
+    )
     named = [(group, name) for group in groups for name in dir(group) if not name.startswith("_")]
     handlers = {name for group, name in named if asyncio.iscoroutinefunction(getattr(group, name))}
     assert handlers == documented

@@ -185,6 +185,7 @@ class World:
             "LOOPBOX_RUN_DIR": str(self.run_dir),
             "LOOPBOX_CONTROL_PORT": str(self.control_port),
             "LOOPBOX_PUBLIC_PORT": str(self.public_port),
+            "LOOPBOX_AUTH__MODE": "off",  # test_cli_doors.py is about tokens
         }
 
 
@@ -294,12 +295,12 @@ class FakeGateway:
 
     def app(self) -> web.Application:
         made = web.Application()
-        made.router.add_get("/health/ready", self.ready)
+        made.router.add_get("/gateway/health", self.ready)
         made.router.add_post("/agents/run-agent", self.answer)
         return made
 
     async def ready(self, _: web.Request) -> web.Response:
-        return web.Response(text="{}")
+        return web.json_response({"status": "ok", "engines": 1, "agents": 1})
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.world.bodies.append(await request.json())

@@ -177,7 +177,7 @@ def test_refusals_are_told_from_success() -> None:
 def test_only_servers_differ_between_files_of_the_same_settings(routes: list[Route]) -> None:
     text = render(CONFIG, routes)
     assert frame_of(text) == frame_of(render(CONFIG, ()))
-    assert text.count("\n    server ") == len(routes) + 2  # and the two for the handover at a reload
+    assert text.count("\n    server ") == len(routes) + 3  # for the handover at a reload, and loopd
     assert f"description {description_of(CONFIG)}\n" in text
 
 

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,8 +40,12 @@ def appliance() -> Iterator[Appliance]:
         up = made.make("up")
         assert up.returncode == 0, f"make up exited {up.returncode}:\n{up.stdout[-4000:]}\n{up.stderr[-4000:]}"
         made.output = up.stdout
+        clients = urllib.request.build_opener()
+        clients.addheaders = [("Authorization", f"Bearer {made.token}")]
+        urllib.request.install_opener(clients)
         yield made
     finally:
+        urllib.request.install_opener(urllib.request.build_opener())
         purge = subprocess.run(
             [str(tree / ".venv" / "bin" / "loopctl"), "purge", "--yes", "--keep-images"],
             env=made.environment,

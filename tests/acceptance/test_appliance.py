@@ -133,7 +133,7 @@ def test_curl_of_run_agent_gets_the_same(appliance: Appliance) -> None:
 
 
 def test_an_openai_client_chats(appliance: Appliance) -> None:
-    with openai.OpenAI(base_url=f"{appliance.url}/v1", api_key="none") as client:
+    with openai.OpenAI(base_url=f"{appliance.url}/v1", api_key=appliance.token) as client:
         answer = client.chat.completions.create(
             model="agent", messages=[{"role": "user", "content": QUESTION}], max_tokens=40, temperature=0
         )
@@ -145,7 +145,7 @@ def test_an_openai_client_chats(appliance: Appliance) -> None:
 
 
 def test_an_ollama_client_chats(appliance: Appliance) -> None:
-    with ollama.Client(host=appliance.url) as client:
+    with ollama.Client(host=appliance.url, headers={"Authorization": f"Bearer {appliance.token}"}) as client:
         answer = client.chat(
             "agent", [{"role": "user", "content": QUESTION}], options={"temperature": 0, "num_predict": 40}
         )
@@ -339,7 +339,8 @@ def test_a_giant_request_is_refused_with_413(appliance: Appliance) -> None:
     for path in ("/agents/run-agent", "/v1/chat/completions"):
         with socket.create_connection(("127.0.0.1", appliance.public_port)) as sock:
             head = (
-                f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n\r\n"
+                f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {appliance.token}\r\n"
+                "Content-Type: application/json\r\nContent-Length: 99999999\r\n\r\n"
             )
             sock.sendall(head.encode())
             assert sock.recv(12) == b"HTTP/1.1 413"
@@ -347,10 +348,49 @@ def test_a_giant_request_is_refused_with_413(appliance: Appliance) -> None:
 
 def test_the_control_api_wants_its_token(appliance: Appliance) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(f"http://127.0.0.1:{appliance.control_port}/v1/status", timeout=5)
+        url = f"http://127.0.0.1:{appliance.control_port}/v1/status"
+        urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": "Bearer none"}), timeout=5)
     assert caught.value.code == 401
     caught.value.close()
     assert (appliance.home / "control.token").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_gateway_wants_a_token_and_a_revoked_one_is_none(appliance: Appliance) -> None:
+    token = json.loads(appliance.loopctl("token", "issue", "--name", "stolen", "--json").stdout)
+
+    def status(value: str) -> int:
+        request = urllib.request.Request(f"{appliance.url}/v1/models", headers={"Authorization": f"Bearer {value}"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert status("none") == 401
+    assert status(token["token"]) == 200
+    appliance.loopctl("token", "revoke", token["jti"])
+    assert status(token["token"]) == 401
+
+
+def test_a_user_logs_in_as_operating_says(appliance: Appliance) -> None:
+    done = subprocess.run(
+        [str(appliance.tree / ".venv" / "bin" / "loopctl"), "user", "add", "ann", "--password-stdin"],
+        env=appliance.environment,
+        input="correct horse battery staple",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "ann" in done.stdout
+    status, pair = post(f"{appliance.url}/auth/login", {"username": "ann", "password": "correct horse battery staple"})
+    assert status == 200
+    request = urllib.request.Request(
+        f"{appliance.url}/auth/whoami", headers={"Authorization": f"Bearer {pair['access_token']}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert json.load(response)["user"] == "ann"
 
 
 def test_a_second_appliance_on_the_same_port_is_refused_before_anything_starts(

@@ -11,6 +11,7 @@ from loopd.api.schema import AuditBatch, AuditEntryView, AuditList, AuditRecord,
 from loopd.api.web import Endpoint, Query, json_response, read_body, read_query
 from loopd.audit import ANCHORED, PAGE, Entry, Record, Trail
 from loopd.ledger import Ledger
+from loopd.principal import Role
 
 AFTER = Query(name="after", description="entries after this sequence number")
 LIMIT = Query(name="limit", description="at most so many", least=1, most=PAGE, default=100)
@@ -32,6 +33,7 @@ class AuditRoutes:
                 method="GET",
                 path="/v1/audit",
                 handler=self.list_audit,
+                role=Role.OPERATOR,
                 summary="The audit trail",
                 answer=AuditList,
                 query=(AFTER, LIMIT),
@@ -41,6 +43,7 @@ class AuditRoutes:
                 method="GET",
                 path="/v1/audit/last",
                 handler=self.last_audit,
+                role=Role.OPERATOR,
                 summary="The newest entries of the audit trail",
                 answer=AuditList,
                 query=(LIMIT,),
@@ -50,6 +53,7 @@ class AuditRoutes:
                 method="GET",
                 path="/v1/audit/users/{user:[A-Za-z0-9._@-]{1,64}}",
                 handler=self.audit_of_user,
+                role=Role.OPERATOR,
                 summary="What one user did",
                 answer=AuditList,
                 query=(AFTER, LIMIT),

@@ -12,6 +12,7 @@ from loopd.api.web import Endpoint, json_response
 from loopd.backup import BackupError, Manifest, read_manifest
 from loopd.backup_schedule import Backups
 from loopd.backups import Shelf, Stored
+from loopd.principal import Role
 
 SHOWN = 100
 
@@ -39,6 +40,7 @@ class BackupRoutes:
                 summary="Make a backup of state, registry and settings",
                 answer=BackupView,
                 status=201,
+                role=Role.ADMIN,
                 errors=(409, 503, 507),
             ),
         )

@@ -6,17 +6,21 @@ from dataclasses import dataclass, field
 
 from loopd.alerts import Alerts
 from loopd.api.audit import AuditIntake, AuditRoutes
+from loopd.api.auth import AuthRoutes
 from loopd.api.backups import BackupRoutes
 from loopd.api.events import EventRoutes
 from loopd.api.host import HostRoutes
 from loopd.api.releases import ReleaseRoutes
 from loopd.api.rollouts import RolloutRoutes
 from loopd.api.sandboxes import SandboxRoutes
+from loopd.api.users import UserRoutes
 from loopd.api.web import Endpoint
 from loopd.audit import Trail
 from loopd.backup_schedule import Backups
 from loopd.collect import Collector
+from loopd.doors import DoorKeeper
 from loopd.ledger import Ledger
+from loopd.login import Login
 from loopd.metrics import Metrics
 from loopd.registry import Registry
 from loopd.rollout import Rollouts
@@ -24,6 +28,7 @@ from loopd.sandbox import Broker
 from loopd.status import Status
 from loopd.toolbox import Toolbox
 from loopd.units import Layout
+from loopd.users import Users
 
 
 @dataclass(kw_only=True)
@@ -42,6 +47,9 @@ class Routes:
     backups: Backups
     trail: Trail
     alerts: Alerts
+    login: Login
+    users: Users
+    doors: DoorKeeper
     events: EventRoutes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +73,13 @@ class Routes:
             *self._sandboxes().endpoints(),
             *self._sandboxes().leases(),
             *AuditRoutes(trail=self.trail, ledger=self.ledger).endpoints(),
+            *self.login_routes(),
+            *UserRoutes(users=self.users, doors=self.doors).endpoints(),
         )
+
+    def login_routes(self) -> tuple[Endpoint, ...]:
+        """Return the endpoints that clients reach through the gateway."""
+        return AuthRoutes(login=self.login).endpoints()
 
     def leases(self) -> tuple[Endpoint, ...]:
         """Return the endpoints that the agent may use, too."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from loopd.principal import USER_PATTERN, Role
 
 
 class Body(BaseModel):
@@ -306,3 +308,160 @@ class AuditVerdict(Body):
     first_bad: int | None = Field(description="sequence number of the first entry that does not fit")
     why: str
     ledger_first_bad: int | None
+
+
+UserName = Annotated[str, Field(pattern=f"^{USER_PATTERN}$")]
+Password = Annotated[SecretStr, Field(max_length=256)]
+NewPassword = Annotated[SecretStr, Field(min_length=12, max_length=256)]
+
+
+class LoginRequest(Body):
+    """Log in."""
+
+    username: Annotated[str, Field(max_length=64)]
+    password: Password
+
+
+class RefreshRequest(Body):
+    """Exchange a refresh token for the next pair; it is good once."""
+
+    refresh_token: Annotated[SecretStr, Field(max_length=4096)]
+
+
+class PairView(Body):
+    """Tokens of a login. Seconds from now."""
+
+    access_token: str
+    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105 a kind of token
+    expires_in: int
+    refresh_token: str
+    refresh_expires_in: int
+    user: str
+    role: Role
+
+
+class WhoView(Body):
+    """Who asks."""
+
+    user: str
+    role: Role
+    kind: Literal["access", "service", "control", "socket"]
+    expires_at: datetime | None
+
+
+class JwkView(Body):
+    """One public key (RFC 7517)."""
+
+    kty: str
+    use: str
+    alg: str
+    kid: str
+    n: str
+    e: str
+
+
+class JwkSetView(Body):
+    """The keys that verify our tokens, newest first."""
+
+    keys: list[JwkView]
+
+
+class UserView(Body):
+    """One user."""
+
+    name: str
+    role: Role
+    disabled: bool
+    can_log_in: bool
+    created_at: datetime
+    changed_at: datetime
+
+
+class UserList(Body):
+    """All users, by name."""
+
+    users: list[UserView]
+
+
+class AddUserRequest(Body):
+    """Add a user."""
+
+    name: UserName
+    role: Role
+    password: NewPassword
+
+
+class ChangeUserRequest(Body):
+    """Change what is given. Whatever is changed ends the user's tokens."""
+
+    role: Role | None = None
+    password: NewPassword | None = None
+    disabled: bool | None = None
+
+
+class IssueRequest(Body):
+    """Make a token without a password, for a program."""
+
+    user: UserName
+    role: Role
+    ttl_s: Annotated[float, Field(ge=60, le=366 * 86400)]
+    name: Annotated[str, Field(max_length=80, pattern=r"^[A-Za-z0-9 ._@/-]*$")] = ""
+    short: bool = Field(
+        default=False, description="an access token, not counted as a service token; at most 30 minutes"
+    )
+
+
+class IssuedView(Body):
+    """A new token; it is told once."""
+
+    token: str
+    jti: str
+    user: str
+    role: Role
+    expires_at: datetime
+
+
+class TokenView(Body):
+    """A token, without its text."""
+
+    jti: str
+    kind: Literal["access", "service", "refresh"]
+    family: str = Field(description="of one login; revoked together")
+    user: str
+    role: Role
+    name: str
+    issued_at: datetime
+    expires_at: datetime
+
+
+class TokenList(Body):
+    """The newest tokens that live."""
+
+    tokens: list[TokenView]
+
+
+class RevokeRequest(Body):
+    """Revoke one token (one of a login with its login), a login by its family, or all of a user."""
+
+    of: Literal["token", "login", "user"]
+    id: UserName
+
+
+class RevokedView(Body):
+    """What was revoked."""
+
+    tokens: int
+    in_force: bool = Field(description="false: the gateway does not answer; it learns it when it does")
+
+
+class RotateRequest(Body):
+    """Sign with a new key."""
+
+    revoke: bool = Field(default=False, description="all tokens there are end at once")
+
+
+class KeyView(Body):
+    """The key that signs from now on."""
+
+    kid: str
+    verifying: int = Field(description="keys that verify, this one included")

@@ -19,9 +19,11 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from loopd.api.schema import ErrorBody, ErrorDetail
-from loopd.auth import Token
+from loopd.attempts import SlowDownError
 from loopd.errors import LoopdError
+from loopd.identity import SOCKET, Identity
 from loopd.metrics import Metrics
+from loopd.principal import Principal, Role
 
 CORRELATION_HEADER = "X-Correlation-Id"
 _CORRELATION = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
@@ -31,18 +33,22 @@ RULES = """Every answer from 400 on has the form of ErrorBody; its `code` is sta
 
 - 400: what came is no HTTP (answered by the server itself, in plain text).
 - 401: no token, or a wrong one; asked before anything else but the route.
+- 403: the role of the token is too low; `x-role` of the operation says which is needed. The control token is an admin.
 - 404: nothing by that name. A path parameter that does not fit its pattern names nothing, so it is 404, too.
 - 405: the path is known, the method is not one of `Allow`.
 - 409: it contradicts what is under way, or fits several things; nothing was changed.
 - 413: the body is larger than `max_body_bytes`.
 - 422: the body or a query parameter is not as this document says; nothing was done. Types are not converted: `"1"` and
   `0` are no number and no boolean. Unknown fields of a body are refused, unknown query parameters are passed over.
+- 429: too many requests, or too many failed logins; `Retry-After` says how many seconds to wait.
 - 503: a part that is needed does not answer, or the state cannot be read or written; traffic goes on.
 - 507: the disk is full, so nothing was changed; traffic goes on.
 """
 
 METRICS: web.AppKey[Metrics] = web.AppKey("METRICS", Metrics)
-TOKEN: web.AppKey[Token | None] = web.AppKey("TOKEN")  # None: the socket's file mode is the lock
+IDENTITY: web.AppKey[Identity | None] = web.AppKey("IDENTITY")  # None: the socket's file mode is the lock
+FORWARDED: web.AppKey[bool] = web.AppKey("FORWARDED", bool)  # the gateway says where requests come from
+PRINCIPAL = web.RequestKey("PRINCIPAL", Principal)
 
 log = structlog.get_logger("loopd.api")
 
@@ -81,8 +87,14 @@ class Endpoint:
     body: type[BaseModel] | None = None
     query: tuple[Query, ...] = ()
     media: str = "application/json"
-    public: bool = False
+    public: bool = False  #: needs no token
+    role: Role | None = None  #: that it needs; None: to look, viewer; to change something, operator
     errors: tuple[int, ...] = field(default=())
+
+    @property
+    def needed(self) -> Role:
+        """The least role that may use it."""
+        return self.role or (Role.VIEWER if self.method == "GET" else Role.OPERATOR)
 
     @property
     def operation(self) -> str:
@@ -95,8 +107,10 @@ def json_response(model: BaseModel, status: int = 200) -> web.Response:
     return web.Response(text=model.model_dump_json(), status=status, content_type="application/json")
 
 
-async def read_body(request: web.Request, model: type[M]) -> M:
-    """Parse the body. Raises InvalidError."""
+async def read_body(request: web.Request, model: type[M], *, most: int | None = None) -> M:
+    """Parse the body, of at most so many bytes beside the application's own limit. Raises InvalidError."""
+    if most is not None:
+        request = request.clone(client_max_size=most)
     try:
         return model.model_validate_json(await request.read(), strict=True)  # as the document says, nothing converted
     except ValidationError as error:
@@ -139,6 +153,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         response = await handler(request)
     except LoopdError as error:
         headers = {"WWW-Authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else None
+        if isinstance(error, SlowDownError):
+            headers = {"Retry-After": str(error.wait_s)}
         response = error_response(error.status, error.code, str(error), headers)
     except web.HTTPException as error:
         code = HTTPStatus(error.status).name.lower()
@@ -155,15 +171,25 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 def guard(endpoint: Endpoint) -> Handler:
-    """Return the handler behind the token check, unless the endpoint is public."""
+    """Return the handler behind the check of who asks, unless the endpoint is public."""
 
     async def guarded(request: web.Request) -> web.StreamResponse:
-        token = request.app[TOKEN]
-        if token is not None and not endpoint.public:
-            token.require(request.headers.get("Authorization"))
+        if not endpoint.public:
+            identity = request.app[IDENTITY]
+            who = await identity.of(request.headers.getall("Authorization", ())) if identity else SOCKET
+            who.require(endpoint.needed)
+            request[PRINCIPAL] = who
         return await endpoint.handler(request)
 
     return guarded
+
+
+def address_of(request: web.Request) -> str:
+    """Return where a request comes from: what the gateway says on its own socket, else the peer."""
+    given = request.headers.getall("X-Forwarded-For", ())
+    if request.app[FORWARDED] and len(given) == 1:
+        return given[0][:64]
+    return request.remote or "socket"
 
 
 def openapi(endpoints: Sequence[Endpoint], *, version: str) -> dict[str, Any]:
@@ -192,7 +218,11 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> dict[str, Any]:
             operation["requestBody"] = {"required": True, "content": content}
         if endpoint.public:
             operation["security"] = []
-        refusals = {*endpoint.errors} | (set() if endpoint.public else {401}) | ({422, 413} if endpoint.body else set())
+        else:
+            operation["x-role"] = endpoint.needed.value
+        refusals = (
+            {*endpoint.errors} | (set() if endpoint.public else {401, 403}) | ({422, 413} if endpoint.body else set())
+        )
         refusals |= {422} if endpoint.query else set()
         # Whatever changes something writes it down, and whatever tells of something reads the state.
         refusals |= set() if endpoint.public else {503} if endpoint.method == "GET" else {503, 507}

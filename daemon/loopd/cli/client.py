@@ -5,6 +5,7 @@ The unix socket is preferred when this user may open it (its file mode is the lo
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Generator
 from contextlib import closing
@@ -15,13 +16,15 @@ from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from loopd.api.schema import (
+    AddUserRequest,
     AuditList,
     AuditVerdict,
     BackupList,
     BackupView,
+    ChangeUserRequest,
     CollectRequest,
     CollectView,
     EventList,
@@ -29,11 +32,20 @@ from loopd.api.schema import (
     ExecRequest,
     ExecResult,
     HealthView,
+    IssuedView,
+    IssueRequest,
+    KeyView,
     ReleaseList,
     ReleaseView,
+    RevokedView,
+    RevokeRequest,
     RolloutList,
     RolloutView,
+    RotateRequest,
     StatusView,
+    TokenList,
+    UserList,
+    UserView,
 )
 from loopd.cli.exits import AnswerError, ApiError
 from loopd.cli.wire import CONNECT_S, Request, Wire
@@ -149,6 +161,38 @@ class Client:
         """Make a backup."""
         return self._call("POST", "/v1/backups", BackupView, timeout_s=BACKUP_S)
 
+    def users(self) -> UserList:
+        """List users."""
+        return self._call("GET", "/v1/users", UserList)
+
+    def add_user(self, request: AddUserRequest) -> UserView:
+        """Add a user."""
+        return self._call("POST", "/v1/users", UserView, body=_told(request))
+
+    def change_user(self, name: str, request: ChangeUserRequest) -> UserView:
+        """Change a user; it ends the user's tokens."""
+        return self._call("PATCH", f"/v1/users/{quote(name, safe='')}", UserView, body=_told(request))
+
+    def remove_user(self, name: str) -> None:
+        """Remove a user with all tokens."""
+        self._wire.fetch(Request("DELETE", f"/v1/users/{quote(name, safe='')}"), timeout_s=ANSWER_S)
+
+    def tokens(self) -> TokenList:
+        """List tokens that live."""
+        return self._call("GET", "/v1/tokens", TokenList)
+
+    def issue(self, request: IssueRequest) -> IssuedView:
+        """Make a token."""
+        return self._call("POST", "/v1/tokens", IssuedView, body=_told(request))
+
+    def revoke(self, request: RevokeRequest) -> RevokedView:
+        """Revoke tokens."""
+        return self._call("POST", "/v1/tokens/revoke", RevokedView, body=_told(request))
+
+    def rotate(self, request: RotateRequest) -> KeyView:
+        """Sign with a new key."""
+        return self._call("POST", "/v1/keys/rotate", KeyView, body=_told(request))
+
     def execute(self, request: ExecRequest) -> ExecResult:
         """Run a command in a fresh sandbox."""
         body = request.model_dump_json().encode()
@@ -178,6 +222,16 @@ class Client:
                 ) from error
             raise
         return parse(model, answer.body, str(request))
+
+
+def _told(request: BaseModel) -> bytes:
+    """Return a body with its passwords, which a model shows to nobody by itself."""
+    body = {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in request.model_dump().items()
+        if value is not None
+    }
+    return json.dumps(body).encode()
 
 
 def parse(model: type[M], body: bytes, what: str) -> M:

@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from loopd.cli import ask, audit, backup, doctor, events, execute, releases, rollouts, settings, status, up, why
+from loopd.cli import (
+    ask,
+    audit,
+    backup,
+    doctor,
+    events,
+    execute,
+    releases,
+    rollouts,
+    settings,
+    status,
+    tokens,
+    up,
+    users,
+    why,
+)
 from loopd.cli.exits import ExitCode, code_word, exit_code
 from loopd.cli.session import own_version
 from loopd.cli.words import plain
@@ -66,7 +81,8 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(backup.app, name="backup")
 app.command("doctor")(doctor.doctor)
 app.add_typer(settings.config, name="config")
-app.add_typer(settings.token, name="token")
+app.add_typer(tokens.app, name="token")
+app.add_typer(users.app, name="user")
 app.command("version")(settings.version)
 up.register(app)
 

@@ -1,4 +1,4 @@
-"""settings: owns `loopctl config`, `loopctl token` and `loopctl version`, which need no running loopd."""
+"""settings: owns `loopctl config`, `loopctl token path` and `loopctl version`, which need no running loopd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from loopd.cli.session import open_client, own_version, read_settings
 from loopd.errors import LoopdError
 
 config = typer.Typer(help="Show and check the settings; works without loopd.", no_args_is_help=True)
-token = typer.Typer(help="Find the control API's token.", no_args_is_help=True)
 
 MASK = "**********"
 
@@ -70,7 +69,6 @@ def config_file() -> None:
         screen.remark("it does not exist: every setting comes from the environment or is the default")
 
 
-@token.command("path")
 def token_file() -> None:
     """Write the path of the file with the control API's token; never the token itself."""
     from loopd.units import layout_of  # noqa: PLC0415 takes longer than --help may
