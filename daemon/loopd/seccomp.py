@@ -2,8 +2,7 @@
 
 An allow-list, narrower than the container engine's own: nothing of namespaces, mounts, tracing, keys, bpf, io_uring,
 perf, userfaultfd, modules or other processes' memory; sockets of four kinds. What is not listed is refused with EPERM.
-Other architectures' calls (i386 on amd64) kill the caller. Of a call's arguments the kernel's filter sees integers only,
-and compares all 64 bits of each.
+Other architectures' calls (i386 on amd64) kill the caller.
 """
 
 from __future__ import annotations

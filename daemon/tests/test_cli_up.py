@@ -148,7 +148,7 @@ class Bench:
 
 
 def checkout(root: Path) -> Path:
-    for name in ("base", "ollama", "gateway", "agent", "toolrunner"):
+    for name in ("base", "ollama", "gateway", "agent", "toolrunner", "egress"):
         folder = root / "images" / name
         folder.mkdir(parents=True)
         parent = "" if name in {"base", "ollama"} else "ARG BASE=loopbox/base:dev\n"

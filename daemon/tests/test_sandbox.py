@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 
 from loopd.config import SandboxSettings, Settings
+from loopd.egress import Egress
 from loopd.engine import InMemoryEngine
 from loopd.errors import NotFoundError
+from loopd.lease import Leases
 from loopd.ledger import Ledger
 from loopd.metrics import build_metrics
-from loopd.sandbox import Broker, Leases, PoolEmptyError
+from loopd.sandbox import Broker, PoolEmptyError
 from loopd.state import Database
 from loopd.toolbox import Toolbox
-from loopd.units import Layout
+from loopd.units import Layout, SandboxKind
 
 IMAGE = "loopbox/toolrunner:1"
 
@@ -60,6 +62,7 @@ class Bench:
     toolbox: FakeToolbox
     database: Database
     settings: Settings
+    images: dict[SandboxKind, str] = field(default_factory=lambda: {"tools": IMAGE})
 
     def broker(self) -> Broker:
         return Broker(
@@ -70,7 +73,10 @@ class Bench:
             ledger=Ledger(self.database),
             metrics=build_metrics(),
             toolbox=self.toolbox,
-            image=IMAGE,
+            egress=Egress(
+                settings=self.settings, layout=self.layout, engine=self.engine, ledger=Ledger(self.database), image=None
+            ),
+            images=self.images,
         )
 
 

@@ -134,6 +134,8 @@ def _authority(text: str, default: int | None) -> tuple[str, int]:
 
 def _host(host: str) -> str:
     if host.startswith("[") and host.endswith("]"):
+        if "%" in host:
+            raise BadRequestError("an address with a zone is nobody else's")
         try:
             return str(ipaddress.IPv6Address(host[1:-1]))
         except ValueError as error:
