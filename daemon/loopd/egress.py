@@ -60,6 +60,7 @@ class Egress:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _records: asyncio.Queue[Message] = field(default_factory=lambda: asyncio.Queue(1000))
     _idle_since: float | None = None
+    _trouble: str = ""  #: why the proxy could not be started the last time
 
     async def open(self, name: str, *, session: str, rules: tuple[Rule, ...], path: Path) -> None:
         """Have a listener at ``path``; when this returns, it is served. Raises EgressDownError."""
@@ -73,7 +74,8 @@ class Egress:
         except BaseException as error:
             await self.close(name)
             if isinstance(error, TimeoutError):
-                raise EgressDownError(f"the egress proxy was not there in {UP_S:g} s; no host was granted") from error
+                why = f" ({self._trouble})" if self._trouble else ""
+                raise EgressDownError(f"no egress proxy answered in {UP_S:g} s{why}; no host was granted") from error
             raise
 
     async def restore(self, name: str, *, session: str, rules: tuple[Rule, ...], path: Path, uid: int = 0) -> None:
@@ -119,10 +121,14 @@ class Egress:
         await self._grant_agent()
         while True:
             self._wake.clear()
+            trouble = ""
             try:
                 await self._ensure()
             except LoopdError as error:
-                log.warning("egress.start_failed", error=str(error))
+                trouble = str(error)
+                if trouble != self._trouble:
+                    log.warning("egress.start_failed", error=trouble)
+            self._trouble = trouble
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S if self.listeners or self._idle_since else None):
                     await self._wake.wait()

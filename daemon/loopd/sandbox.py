@@ -11,7 +11,8 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +33,7 @@ from loopd.toolbox import Toolbox
 from loopd.units import (
     EGRESS_SOCKET,
     SANDBOX_PREFIX,
+    SANDBOX_WEIGHT,
     TOOL_SOCKET,
     TOOLRUNNER_UID,
     Layout,
@@ -43,6 +45,7 @@ READY_S = 20.0  # container start to tool runner answering
 TICK_S = 5.0  # how often it is looked whether warm ones are alive
 RETRY_S = 2.0
 REFILL_AFTER_S = 0.05  # the session's first call comes before the next sandbox's start
+READY, LENT = 0o711, 0o1711  # modes of a sandbox's directory: never lent, lent once
 GVISOR = "runsc"
 
 log = structlog.get_logger("loopd.sandbox")
@@ -87,6 +90,8 @@ class Broker:
     _held: dict[str, Lease] = field(default_factory=dict)  #: by id; state.db's leases
     _borrowed: dict[str, int] = field(default_factory=dict)  #: by session: asked for, not yet written down
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _writing: dict[str, asyncio.Task[None]] = field(default_factory=dict)  #: by lease: its row in state.db
+    _looked_at: float = 0.0  #: when it was last looked whether warm ones are alive; the loop's clock
 
     def __post_init__(self) -> None:
         """Make a pool for each kind there is."""
@@ -127,7 +132,9 @@ class Broker:
         delay = TICK_S
         try:
             await self.expire()
-            await self.fill(wait=False)
+            if asyncio.get_running_loop().time() - self._looked_at >= TICK_S:
+                await self._drop_dead()
+            self._start_missing(quiet=True)
             ends = [lease.expires_at for lease in self._held.values()]
             if ends:
                 delay = min(delay, max(0.0, (min(ends) - datetime.now(UTC)).total_seconds()))
@@ -160,13 +167,14 @@ class Broker:
         for sandbox, instance in running.items():
             if sandbox in lent:
                 continue
-            kind = self._kind_of(sandbox, instance)
+            kind = None if self._was_lent(sandbox) else self._kind_of(sandbox, instance)
             if kind and instance.state is InstanceState.RUNNING and await self._answers(sandbox):
                 await asyncio.to_thread(self._take_back, sandbox)
+                await self.engine.weigh(f"{SANDBOX_PREFIX}{sandbox}", SANDBOX_WEIGHT)
                 self._pools[kind].offer(sandbox)
             else:
                 await self._discard(sandbox)
-        await asyncio.to_thread(self._sweep, {*running})
+        await asyncio.to_thread(self._sweep, {*running}, {*self._held})
 
     async def acquire(
         self,
@@ -209,10 +217,10 @@ class Broker:
                 if not self._borrowed[session]:
                     del self._borrowed[session]
             try:
-                await self.leases.add(lease)
                 if rules:
                     await self._grant(lease, rules)
                 await asyncio.to_thread(self._link, lease)
+                self._writing[lease.id] = self._spawn(self.leases.add(lease))
             except BaseException:
                 await asyncio.shield(self._end(lease, "it could not be lent"))
                 raise
@@ -225,6 +233,7 @@ class Broker:
         box = self.settings.sandbox
         lease = self._lease(lease_id).renewed(datetime.now(UTC), min(ttl_s, box.lease_s), life_s=box.life_s)
         self._held[lease.id] = lease
+        await self._written(lease_id)
         await self.leases.extend(lease)
         return lease
 
@@ -246,21 +255,31 @@ class Broker:
                 await self.ledger.append("lease.expired", lease.sandbox, f"its time was over at {lease.expires_at}")
                 await self._end(lease, "expired")
 
-    async def fill(self, *, wait: bool = True) -> None:
-        """Start what the pools lack; drop warm ones that died. ``wait``: until all that was started answers."""
+    async def settle(self) -> None:
+        """Wait until everything that goes on beside the rest is done."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def fill(self) -> None:
+        """Drop warm ones that died, and start what the pools lack; return when all of it answers."""
+        await self._drop_dead()
+        while started := self._start_missing(quiet=False):
+            await asyncio.gather(*started)
+
+    async def _drop_dead(self) -> None:
+        self._looked_at = asyncio.get_running_loop().time()
         alive = {i.unit for i in await self.engine.observe() if i.state is InstanceState.RUNNING}
         for pool in self._pools.values():
             for sandbox in [s for s in pool.warm if f"{SANDBOX_PREFIX}{s}" not in alive]:
-                pool.warm.remove(sandbox)
-                await self._discard(sandbox)
-        begun: list[asyncio.Task[None]] = []
-        while plan := self._plan():
-            for kind in plan:
-                self._pools[kind].starting += 1
-                begun.append(self._spawn(self._start(kind, quiet=not wait)))
-            if not wait:
-                return
-            await asyncio.gather(*begun)
+                if sandbox in pool.warm:  # else it was lent while we looked
+                    pool.warm.remove(sandbox)
+                    await self._discard(sandbox)
+
+    def _start_missing(self, *, quiet: bool) -> list[asyncio.Task[None]]:
+        plan = self._plan()
+        for kind in plan:
+            self._pools[kind].starting += 1
+        return [self._spawn(self._start(kind, quiet=quiet)) for kind in plan]
 
     def _plan(self) -> tuple[SandboxKind, ...]:
         box = self.settings.sandbox
@@ -282,6 +301,7 @@ class Broker:
                 await asyncio.to_thread(self._make_directory, sandbox)
                 await self.engine.apply(self._unit(sandbox, kind))
                 await self._wait_answering(sandbox)
+                await self.engine.weigh(f"{SANDBOX_PREFIX}{sandbox}", SANDBOX_WEIGHT)
                 await asyncio.to_thread(self._take_back, sandbox)
             finally:
                 pool.starting -= 1
@@ -362,8 +382,14 @@ class Broker:
         await asyncio.to_thread(shutil.rmtree, self.layout.leases / lease.id, ignore_errors=True)
         await self.egress.close(lease.id)
         await self._discard(lease.sandbox)
+        await self._written(lease.id)
         await self.leases.drop(lease.id)
         self._held.pop(lease.id, None)
+
+    async def _written(self, lease_id: str) -> None:
+        """Wait until a lease's row is in state.db, or could not be written."""
+        if (writing := self._writing.pop(lease_id, None)) is not None:
+            await asyncio.wait({writing})
 
     async def _discard(self, sandbox: str) -> None:
         await self.engine.remove(f"{SANDBOX_PREFIX}{sandbox}", grace_s=0)
@@ -395,18 +421,31 @@ class Broker:
         """
         directory = self.layout.sandboxes / sandbox
         own(directory, 0)
-        directory.chmod(0o711)
+        directory.chmod(READY)
+
+    def _was_lent(self, sandbox: str) -> bool:
+        """Tell whether a session ever had it, even one whose lease was not written down before loopd was killed."""
+        try:
+            return (self.layout.sandboxes / sandbox).stat().st_mode & 0o7777 == LENT
+        except OSError:
+            return True  # without its directory nobody knows
 
     def _link(self, lease: Lease) -> None:
+        """Give the agent its way to the sandbox, which is from now on known to be lent, whatever state.db says.
+
+        The row there is written meanwhile: that takes as long as the disk, which a session need not wait for.
+        """
+        (self.layout.sandboxes / lease.sandbox).chmod(LENT)
         directory = self.layout.leases / lease.id
         directory.mkdir(mode=0o755)
         os.link(self.layout.sandboxes / lease.sandbox / TOOL_SOCKET, directory / TOOL_SOCKET)
 
-    def _sweep(self, running: Iterable[str]) -> None:
-        """Remove socket directories whose container is gone."""
-        for entry in self.layout.sandboxes.iterdir():
-            if entry.name not in running:
-                shutil.rmtree(entry, ignore_errors=True)
+    def _sweep(self, running: AbstractSet[str], held: AbstractSet[str]) -> None:
+        """Remove the socket directories of containers and leases that are gone."""
+        for folder, known in ((self.layout.sandboxes, running), (self.layout.leases, held)):
+            for entry in folder.iterdir():
+                if entry.name not in known:
+                    shutil.rmtree(entry, ignore_errors=True)
 
     def _show(self) -> None:
         self.metrics.sandboxes.labels(state="warm").set(len(self.warm))

@@ -53,6 +53,7 @@ GATEWAY_WEIGHT = 16384  # all traffic passes it, and it needs little
 SERVING_WEIGHT = 4096
 CANDIDATE_WEIGHT = 256  # while it starts, loads and is checked: what serves comes first
 SANDBOX_WEIGHT = 1024
+STARTING_WEIGHT = 64  # a sandbox that starts must not slow those that are lent
 
 SANDBOX_OOM_ADJ = 800  # for want of memory on the host, sandboxes end before all else of ours
 
@@ -227,7 +228,7 @@ def sandbox_unit(
         memory_bytes=box.browser_memory_bytes if browser else box.memory_bytes,
         cpus=box.cpus,
         pids=box.browser_pids if browser else box.pids,
-        weight=SANDBOX_WEIGHT,
+        weight=STARTING_WEIGHT,
     )
     held = "nosuid,nodev,nr_inodes=65536"  # an inode takes kernel memory, and a file of no bytes no room
     return Unit(
