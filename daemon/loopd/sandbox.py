@@ -68,7 +68,7 @@ class NoSuchKindError(LoopdError):
     """This host has no image for that kind of sandbox; nothing was lent."""
 
     code = "no_such_sandbox"
-    status = 422
+    status = 404
 
 
 @dataclass(kw_only=True)
@@ -264,7 +264,9 @@ class Broker:
         """Drop warm ones that died, and start what the pools lack; return when all of it answers."""
         await self._drop_dead()
         while started := self._start_missing(quiet=False):
-            await asyncio.gather(*started)
+            await asyncio.wait(started)
+            for task in started:
+                task.result()
 
     async def _drop_dead(self) -> None:
         self._looked_at = asyncio.get_running_loop().time()

@@ -53,7 +53,7 @@ class SandboxRoutes:
                 body=LeaseRequest,
                 answer=LeaseView,
                 status=201,
-                errors=(403, 429, 503),
+                errors=(403, 404, 429, 503),
             ),
             Endpoint(
                 method="POST",
