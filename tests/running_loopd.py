@@ -21,6 +21,7 @@ IMAGES = ImageSet(
     ollama="loopbox/ollama:1",
     agent="loopbox/agent:1",
     toolrunner="loopbox/toolrunner:1",
+    egress="loopbox/egress:1",
 )
 
 

@@ -41,6 +41,7 @@ from loopd.collect import Collector
 from loopd.config import ConfigError, Settings, load_settings
 from loopd.docker_engine import Connection, DockerEngine
 from loopd.doors import DoorKeeper
+from loopd.egress import Egress
 from loopd.endure import endure
 from loopd.engine import Engine
 from loopd.errors import LoopdError
@@ -56,6 +57,7 @@ from loopd.inspection import check
 from loopd.intake import Intake
 from loopd.journal import Journal
 from loopd.keys import Keyring
+from loopd.lease import Leases
 from loopd.ledger import Ledger
 from loopd.loading import OllamaLoader, own
 from loopd.lock import sole_owner
@@ -70,14 +72,14 @@ from loopd.restarts import Restarts
 from loopd.rollout import Rollouts
 from loopd.routing import Routing
 from loopd.runner import RunLimits, Runner
-from loopd.sandbox import Broker, Leases
+from loopd.sandbox import Broker
 from loopd.state import StateError, open_database
 from loopd.status import Status
 from loopd.supervise import Supervisor
 from loopd.tap import open_tap, parse_request
 from loopd.tokens import Tokens
 from loopd.toolbox import Toolbox
-from loopd.units import AGENT_UID, GATEWAY_UID, Layout, agent_unit, engine_unit, gateway_unit, layout_of
+from loopd.units import AGENT_UID, GATEWAY_UID, Layout, SandboxKind, agent_unit, engine_unit, gateway_unit, layout_of
 from loopd.users import Users
 from loopd.vitals import Vitals
 from loopd.watch import Watcher
@@ -134,6 +136,13 @@ def make_directories(layout: Layout) -> None:
             raise LoopdError(
                 f"{path} cannot be made: {error.strerror}. Run loopd as root, or set home and run_dir"
             ) from error
+
+
+def sandbox_images(images: ImageSet) -> dict[SandboxKind, str]:
+    """Return the image of each kind of sandbox that this host has."""
+    browser: str | None = getattr(images, "browser", None)
+    kinds: dict[SandboxKind, str] = {"tools": images.toolrunner}
+    return kinds | {"browser": browser} if browser else kinds
 
 
 def open_gateway(settings: Settings, engine: Engine, image: str) -> HaproxyGateway:
@@ -282,6 +291,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             limits=settings.supervise,
             gpus=gpus,
         )
+        egress = Egress(settings=settings, layout=layout, engine=engine, ledger=ledger, image=images.egress)
         broker = Broker(
             settings=settings,
             layout=layout,
@@ -290,7 +300,8 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             ledger=ledger,
             metrics=metrics,
             toolbox=toolbox,
-            image=images.toolrunner,
+            egress=egress,
+            images=sandbox_images(images),
         )
         blobs = Blobs(layout)
         intake = Intake(
@@ -367,6 +378,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 ("vitals", vitals.run_forever),
                 ("rollouts", runner.run_forever),
                 ("sandboxes", broker.run_forever),
+                ("egress", egress.run_forever),
                 ("incoming", watcher.run_forever),
                 ("collection", collector.run_forever),
                 ("backups", backups.run_forever),

@@ -20,6 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from loopd.egress_rules import MOST_HOSTS, parse_rules
 from loopd.errors import LoopdError
 
 PREFIX = "LOOPBOX_"
@@ -60,10 +61,44 @@ class SandboxSettings(BaseModel):
 
     warm: Annotated[int, Field(ge=0, le=64)] = 2  #: containers kept ready
     most: Annotated[int, Field(ge=1, le=512)] = 16  #: containers at once, leased or warm
-    lease_s: Annotated[float, Field(gt=0, le=86400)] = 600.0  #: longest lease, seconds
+    browser_warm: Annotated[int, Field(ge=0, le=64)] = 0  #: of those with a browser
+    starting: Annotated[int, Field(ge=1, le=16)] = 2  #: started at the same time
+    per_session: Annotated[int, Field(ge=1, le=512)] = 4  #: leases of one session at once
+    lease_s: Annotated[float, Field(gt=0, le=86400)] = (
+        600.0  #: longest lease, and longest time a renewal gives, seconds
+    )
+    life_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 86400.0  #: a lease ends then, however often renewed
     memory_bytes: Annotated[int, Field(ge=64 << 20)] = 512 << 20
+    browser_memory_bytes: Annotated[int, Field(ge=256 << 20)] = 1 << 30
     cpus: Annotated[float, Field(gt=0, le=256)] = 1.0
     pids: Annotated[int, Field(ge=16, le=4096)] = 128
+    browser_pids: Annotated[int, Field(ge=64, le=4096)] = 256
+    workspace_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20  #: disk of a session; counts into its memory
+    tmp_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20  #: of /tmp, and of /dev/shm
+    open_files: Annotated[int, Field(ge=64, le=1 << 20)] = 1024  #: of each process
+    runtime: Literal["auto", "runc", "runsc"] = "auto"  #: auto: runsc (gVisor) where the engine has it
+
+
+class EgressSettings(BaseModel):
+    """What sandboxes and the agent may reach outside, through the proxy. Nothing, unless the operator says so.
+
+    ``example.org``, ``*.example.org``, ``*``, an address; each with ``:port`` for another port than 80 and 443.
+    """
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    allow: Annotated[tuple[str, ...], Field(max_length=1000)] = ()  #: what sessions may ask to be granted
+    agent: Annotated[tuple[str, ...], Field(max_length=MOST_HOSTS)] = ()  #: what the agent itself may reach
+    connections: Annotated[int, Field(ge=1, le=1024)] = 32  #: of one session at once
+    connection_bytes: Annotated[int, Field(ge=1 << 10)] = 256 << 20
+    session_bytes: Annotated[int, Field(ge=1 << 10)] = 1 << 30  #: of one lease, all connections, both ways
+    connection_s: Annotated[int, Field(ge=1, le=86400)] = 600
+
+    @field_validator("allow", "agent")
+    @classmethod
+    def _patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_rules(value)
+        return value
 
 
 class CanaryStep(BaseModel):
@@ -242,6 +277,7 @@ class Settings(BaseSettings):
     relist_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     log_level: Annotated[str, Field(pattern=r"^(debug|info|warning|error)$")] = "info"
     sandbox: SandboxSettings = SandboxSettings()
+    egress: EgressSettings = EgressSettings()
     rollout: RolloutSettings = RolloutSettings()
     supervise: SuperviseSettings = SuperviseSettings()
     registry: RegistrySettings = RegistrySettings()
@@ -266,8 +302,8 @@ class Settings(BaseSettings):
             raise ValueError("public_port, internal_port and control_port must differ")
         if len(os.fsencode(self.run_dir)) > MAX_RUN_DIR_BYTES:
             raise ValueError(f"run_dir is longer than {MAX_RUN_DIR_BYTES} bytes, too long for unix sockets below it")
-        if self.sandbox.warm > self.sandbox.most:
-            raise ValueError("sandbox.warm must not exceed sandbox.most")
+        if self.sandbox.warm + self.sandbox.browser_warm > self.sandbox.most:
+            raise ValueError("sandbox.warm and sandbox.browser_warm together must not exceed sandbox.most")
         return self
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import docker
 import docker.errors
@@ -21,7 +21,7 @@ import requests.exceptions
 import structlog
 import urllib3.exceptions
 from docker.models.containers import Container
-from docker.types import CancellableStream, DeviceRequest, LogConfig
+from docker.types import CancellableStream, DeviceRequest, LogConfig, Ulimit
 
 from loopd.cpu_group import prepare_group
 from loopd.engine import (
@@ -107,13 +107,17 @@ class DockerEngine:
                 self._client = await self._call(self._connection.client)
             if not self._gateway:
                 self._group = await self._call(self._ensure_group)
-                self._gateway = await self._call(self._ensure_network)
+                self._gateway = await self._call(self._ensure_network, "internal")
 
     async def close(self) -> None:
         """Close the client and its threads."""
         if self._client:
             self._client.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def runtimes(self) -> frozenset[str]:
+        """Return what Docker lists."""
+        return await self._call(lambda: frozenset(map(str, self._docker.info().get("Runtimes") or ())))
 
     async def image_id(self, reference: str) -> str:
         """Return the image's digest."""
@@ -194,17 +198,21 @@ class DockerEngine:
     def _ensure_group(self) -> str | None:
         return prepare_group(str(self._docker.info().get("CgroupDriver", "")))
 
-    def _ensure_network(self) -> str:
-        """Return the host side address of our network, made if absent; it has no way out."""
-        name = f"{self._connection.instance}-internal"
+    def _ensure_network(self, kind: Literal["internal", "egress"]) -> str:
+        """Return the host side address of one of our networks, made if absent; only "egress" has a way out."""
+        name = f"{self._connection.instance}-{kind}"
         try:
             network = self._docker.networks.get(name)
         except docker.errors.NotFound:
             network = self._docker.networks.create(
-                name, driver="bridge", internal=True, labels={LABEL_INSTANCE: self._connection.instance}
+                name,
+                driver="bridge",
+                internal=kind == "internal",
+                options={} if kind == "internal" else {"com.docker.network.bridge.enable_icc": "false"},
+                labels={LABEL_INSTANCE: self._connection.instance},
             )
             network.reload()
-        self._networks["internal"] = name
+        self._networks[kind] = name
         # Any: the SDK's attrs is the API's JSON.
         config: list[dict[str, Any]] = network.attrs["IPAM"]["Config"]
         gateway: str = config[0].get("Gateway") or config[0]["Subnet"].rsplit(".", 1)[0] + ".1"
@@ -266,25 +274,35 @@ class DockerEngine:
         return container
 
     def _create(self, unit: Unit, *, job: bool = False) -> Container:
-        network = {"host": "host", "none": "none"}.get(unit.network) or self._networks["internal"]
+        if unit.network == "egress":
+            self._ensure_network("egress")  # when it is needed first: few appliances ever need it
         labels = {
             LABEL_INSTANCE: self._connection.instance,
             LABEL_UNIT: unit.name,
             LABEL_FINGERPRINT: unit.fingerprint,
         }
-        return self._docker.containers.create(
+        # The low-level call, since the other one cannot mask paths.
+        made = self._docker.api.create_container(
             unit.image,
             list(unit.command) or None,
             name=self._name(unit.name),
             labels=labels | ({LABEL_JOB: "1"} if job else {}),
             environment=dict(unit.environment),
             user=unit.user,
-            network=network,
-            volumes=[f"{m.source}:{m.target}:{'ro' if m.read_only else 'rw'}" for m in unit.mounts],
+            host_config=self._host_config(unit),
+            use_config_proxy=False,
+        )
+        return self._docker.containers.get(made["Id"])
+
+    def _host_config(self, unit: Unit) -> dict[str, Any]:  # Any: the API's JSON
+        held = unit.confinement
+        config: dict[str, Any] = self._docker.api.create_host_config(
+            network_mode=self._networks.get(unit.network, unit.network),
+            binds=[f"{m.source}:{m.target}:{'ro' if m.read_only else 'rw'}" for m in unit.mounts],
             tmpfs=dict(unit.tmpfs),
             read_only=True,
             cap_drop=["ALL"],
-            security_opt=["no-new-privileges"],
+            security_opt=["no-new-privileges", *([f"seccomp={held.seccomp}"] if held.seccomp else [])],
             init=True,
             pids_limit=unit.limits.pids,
             mem_limit=unit.limits.memory_bytes,
@@ -294,15 +312,20 @@ class DockerEngine:
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "3"}),
             device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if unit.gpus else None,
             cgroup_parent=self._group,
-            detach=True,
+            runtime=held.runtime or None,
+            oom_score_adj=held.oom_score_adj,
+            ulimits=[Ulimit(name="nofile", soft=held.open_files, hard=held.open_files)] if held.open_files else None,
         )
+        if held.masked_paths:
+            config["MaskedPaths"] = list(held.masked_paths)
+        return config
 
     def _remove(self, unit: str, grace_s: int) -> None:
         container = self._find(unit)
         if container is None or container.labels.get(LABEL_INSTANCE) != self._connection.instance:
             return
         with contextlib.suppress(docker.errors.NotFound):
-            if container.status == "running":
+            if container.status == "running" and grace_s > 0:
                 container.stop(timeout=grace_s)
             container.remove(force=True, v=False)
 

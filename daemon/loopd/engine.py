@@ -17,7 +17,8 @@ from typing import Literal, Protocol
 
 from loopd.errors import NotFoundError, UnavailableError
 
-Network = Literal["host", "internal", "none"]
+# "egress": a network of its own with a way out; whatever is on it reaches nothing else of ours.
+Network = Literal["host", "internal", "egress", "none"]
 
 EVENT_QUEUE = 1000  # events kept for a slow reader; past that one Relist replaces them all
 
@@ -60,6 +61,17 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """What holds an instance in beyond the least privilege that every unit gets."""
+
+    seccomp: str = ""  #: profile, JSON; '': the engine's own
+    masked_paths: tuple[str, ...] = ()  #: that read as empty; (): the engine's own choice
+    runtime: str = ""  #: by name, such as runsc; '': the engine's default
+    oom_score_adj: int = 0  #: -1000..1000; the higher, the sooner it is killed for want of memory
+    open_files: int = 0  #: of each process at most; 0: the engine's own choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """One container loopd wants. Least privilege is not a field: every unit gets it."""
 
@@ -74,11 +86,15 @@ class Unit:
     tmpfs: tuple[tuple[str, str], ...] = (("/tmp", "size=64m,nosuid,nodev"),)  # noqa: S108 inside the container
     stop_grace_s: int = 10
     gpus: bool = False  #: sees every NVIDIA GPU of the host
+    confinement: Confinement = Confinement()
 
     @property
     def fingerprint(self) -> str:
         """Digest of the whole specification: an instance with another one is out of date."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        told = asdict(self)
+        if self.confinement == Confinement():  # units made before there was any are as they were
+            del told["confinement"]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class InstanceState(StrEnum):
@@ -159,6 +175,10 @@ class Engine(Protocol):
         """The host's own address on the internal network, where the gateway listens for the agent; '' before open()."""
         ...
 
+    async def runtimes(self) -> frozenset[str]:
+        """Return the names of the runtimes that a unit may ask for."""
+        ...
+
     async def image_id(self, reference: str) -> str:
         """Return the image's digest. Raises ImageMissingError."""
         ...
@@ -166,7 +186,7 @@ class Engine(Protocol):
     async def apply(self, unit: Unit) -> Instance:
         """Bring the unit to running as specified, from absent, stopped, running or out of date.
 
-        Raises ImageMissingError, StartFailedError.
+        Raises ImageMissingError, StartFailedError (also for a runtime that there is not).
         """
         ...
 
@@ -219,6 +239,7 @@ class InMemoryEngine:
     usages: dict[str, Usage] = field(default_factory=dict)  #: by unit, for tests to set
     weights: dict[str, int] = field(default_factory=dict)  #: by unit, as weigh() set them
     internal_address: str = "127.0.0.1"
+    known_runtimes: frozenset[str] = frozenset({"runc"})
     _made: int = 0
     _watchers: list[asyncio.Queue[Event | Relist]] = field(default_factory=list)
 
@@ -228,6 +249,11 @@ class InMemoryEngine:
 
     async def close(self) -> None:
         """Disconnect."""
+
+    async def runtimes(self) -> frozenset[str]:
+        """Return ``known_runtimes``."""
+        self._require_up()
+        return self.known_runtimes
 
     async def image_id(self, reference: str) -> str:
         """Return the digest given in ``images``."""
@@ -244,6 +270,8 @@ class InMemoryEngine:
         image_id = current.image_id if current and same else await self.image_id(unit.image)
         if current and current.state is InstanceState.RUNNING and current.fingerprint == unit.fingerprint:
             return current
+        if unit.confinement.runtime and unit.confinement.runtime not in self.known_runtimes:
+            raise StartFailedError(f"{unit.name} could not be started: unknown runtime {unit.confinement.runtime}")
         self._made += 1
         instance = Instance(
             unit=unit.name,
@@ -251,7 +279,12 @@ class InMemoryEngine:
             image_id=image_id,
             fingerprint=unit.fingerprint,
             state=InstanceState.RUNNING,
-            address={"internal": f"10.0.0.{self._made % 250 + 1}", "host": "127.0.0.1", "none": None}[unit.network],
+            address={
+                "internal": f"10.0.0.{self._made % 250 + 1}",
+                "egress": f"10.0.1.{self._made % 250 + 1}",
+                "host": "127.0.0.1",
+                "none": None,
+            }[unit.network],
             started_at=datetime.now(UTC),
         )
         self.instances[unit.name] = instance

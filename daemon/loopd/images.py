@@ -56,10 +56,11 @@ class ImageSet(BaseModel):
     ollama: Tag
     agent: Tag
     toolrunner: Tag
+    egress: Tag | None = None  #: absent in the file of an older version: then no host is granted
 
     def tags(self) -> tuple[str, ...]:
         """Return all of them."""
-        return tuple(getattr(self, name) for name in type(self).model_fields)
+        return tuple(tag for name in type(self).model_fields if (tag := getattr(self, name)) is not None)
 
 
 NAMES: tuple[str, ...] = tuple(ImageSet.model_fields)

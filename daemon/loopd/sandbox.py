@@ -1,4 +1,4 @@
-"""sandbox: owns the lease broker: a warm pool of single-use sandbox containers, lent one a session.
+"""sandbox: owns the lease broker: warm pools of single-use sandbox containers, lent one a session.
 
 A lease is a hard link of the sandbox's socket in the directory the agent sees: it can reach what it was lent and
 nothing else. Ended or expired, the container is removed, never lent again.
@@ -11,25 +11,42 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import structlog
 
 from loopd.config import Settings
-from loopd.engine import Engine, InstanceState, Unit
+from loopd.egress import Egress
+from loopd.egress_rules import Rule, grant
+from loopd.engine import Engine, Instance, InstanceState, Unit
 from loopd.errors import LoopdError, NotFoundError, UnavailableError
+from loopd.lease import Lease, Leases
 from loopd.ledger import Ledger
 from loopd.loading import own
 from loopd.metrics import Metrics
-from loopd.state import Database
+from loopd.pool import Need, Pool, plan_fill
 from loopd.toolbox import Toolbox
-from loopd.units import SANDBOX_PREFIX, TOOL_SOCKET, TOOLRUNNER_UID, Layout, sandbox_unit
+from loopd.units import (
+    EGRESS_SOCKET,
+    SANDBOX_PREFIX,
+    SANDBOX_WEIGHT,
+    TOOL_SOCKET,
+    TOOLRUNNER_UID,
+    Layout,
+    SandboxKind,
+    sandbox_unit,
+)
 
 READY_S = 20.0  # container start to tool runner answering
-TICK_S = 5.0  # how often expired leases are looked for
+TICK_S = 5.0  # how often it is looked whether warm ones are alive
 RETRY_S = 2.0
+REFILL_AFTER_S = 0.05  # the session's first call comes before the next sandbox's start
+READY, LENT = 0o711, 0o1711  # modes of a sandbox's directory: never lent, lent once
+GVISOR = "runsc"
 
 log = structlog.get_logger("loopd.sandbox")
 
@@ -40,47 +57,23 @@ class PoolEmptyError(UnavailableError):
     code = "sandboxes_busy"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """A sandbox lent."""
+class TooManyLeasesError(LoopdError):
+    """This session holds all that one session may hold: give one back first."""
 
-    id: str
-    sandbox: str
-    session: str
-    expires_at: datetime
-
-    @property
-    def socket(self) -> str:
-        """Path of the tool runner's socket below the lease directory."""
-        return f"{self.id}/{TOOL_SOCKET}"
+    code = "too_many_leases"
+    status = 429
 
 
-class Leases:
-    """The leases in state.db; they survive loopd."""
+class NoSuchKindError(LoopdError):
+    """This host has no image for that kind of sandbox; nothing was lent."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def add(self, lease: Lease) -> None:
-        """Write one down."""
-        await self._database.execute(
-            "INSERT INTO leases (id, sandbox, session, expires_at) VALUES (?,?,?,?)",
-            (lease.id, lease.sandbox, lease.session, lease.expires_at.isoformat()),
-        )
-
-    async def all(self) -> list[Lease]:
-        """Return every lease."""
-        rows = await self._database.fetch_all("SELECT * FROM leases")
-        return [Lease(**{**dict(r), "expires_at": datetime.fromisoformat(r["expires_at"])}) for r in rows]
-
-    async def drop(self, lease: str) -> None:
-        """Forget one."""
-        await self._database.execute("DELETE FROM leases WHERE id = ?", (lease,))
+    code = "no_such_sandbox"
+    status = 404
 
 
 @dataclass(kw_only=True)
 class Broker:
-    """Keeps the pool warm and lends from it."""
+    """Keeps the pools warm and lends from them."""
 
     settings: Settings
     layout: Layout
@@ -89,15 +82,35 @@ class Broker:
     ledger: Ledger
     metrics: Metrics
     toolbox: Toolbox
-    image: str
-    warm: list[str] = field(default_factory=list)  #: sandboxes that answer, oldest first
-    _arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
+    egress: Egress
+    images: Mapping[SandboxKind, str]  #: of each kind that this host has
+    runtime: str = ""  #: that sandboxes run in; '' before adopt(), and for the engine's own
+    _pools: dict[SandboxKind, Pool] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _held: dict[str, Lease] = field(default_factory=dict)  #: by id; state.db's leases
-    _borrowed: int = 0  #: taken from the pool, not yet written down
+    _borrowed: dict[str, int] = field(default_factory=dict)  #: by session: asked for, not yet written down
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _writing: dict[str, asyncio.Task[None]] = field(default_factory=dict)  #: by lease: its row in state.db
+    _looked_at: float = 0.0  #: when it was last looked whether warm ones are alive; the loop's clock
+
+    def __post_init__(self) -> None:
+        """Make a pool for each kind there is."""
+        box = self.settings.sandbox
+        targets: dict[SandboxKind, int] = {"tools": box.warm, "browser": box.browser_warm}
+        self._pools = {kind: Pool(target=targets[kind]) for kind in self.images}
+
+    @property
+    def warm(self) -> list[str]:
+        """Sandboxes that answer and are not lent."""
+        return [sandbox for pool in self._pools.values() for sandbox in pool.warm]
+
+    @property
+    def lent(self) -> int:
+        """How many sandboxes are lent."""
+        return len(self._held)
 
     async def run_forever(self) -> None:
-        """Adopt what is there, then keep the pool full and end what has expired."""
+        """Adopt what is there, then keep the pools full and end what has expired."""
         while True:
             try:
                 await self.adopt()
@@ -105,23 +118,40 @@ class Broker:
             except LoopdError as error:
                 log.warning("sandbox.adopt_failed", error=str(error))
                 await asyncio.sleep(RETRY_S)
-        while True:
-            self._wake.clear()
-            delay = TICK_S
-            try:
-                await self.expire()
-                await self.fill()
-            except LoopdError as error:
-                log.warning("sandbox.fill_failed", error=str(error))
-                delay = RETRY_S
-            self._show()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._wake.wait()
+        try:
+            while True:
+                self._wake.clear()
+                await self._tend()
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _tend(self) -> None:
+        """Look once; then wait for the next reason to."""
+        delay = TICK_S
+        try:
+            await self.expire()
+            if asyncio.get_running_loop().time() - self._looked_at >= TICK_S:
+                await self._drop_dead()
+            self._start_missing(quiet=True)
+            ends = [lease.expires_at for lease in self._held.values()]
+            if ends:
+                delay = min(delay, max(0.0, (min(ends) - datetime.now(UTC)).total_seconds()))
+        except LoopdError as error:
+            log.warning("sandbox.fill_failed", error=str(error))
+            delay = RETRY_S
+        self._show()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._wake.wait()
+        if not any(pool.waiting for pool in self._pools.values()):
+            await asyncio.sleep(REFILL_AFTER_S)
 
     async def adopt(self) -> None:
         """Take over sandboxes of an earlier loopd: lent ones stay lent, warm ones of the same kind stay warm."""
         await self.engine.open()
+        self.runtime = await self._choose_runtime()
         running = {
             i.unit.removeprefix(SANDBOX_PREFIX): i
             for i in await self.engine.observe()
@@ -131,33 +161,66 @@ class Broker:
             self._held[lease.id] = lease
             if lease.sandbox not in running or running[lease.sandbox].state is not InstanceState.RUNNING:
                 await self._end(lease, "its container is gone")
+            elif lease.hosts:
+                await self._restore_grant(lease)
         lent = {lease.sandbox for lease in self._held.values()}
         for sandbox, instance in running.items():
-            fresh = instance.fingerprint == self._unit(sandbox).fingerprint
             if sandbox in lent:
                 continue
-            if fresh and instance.state is InstanceState.RUNNING and await self._answers(sandbox):
+            kind = None if self._was_lent(sandbox) else self._kind_of(sandbox, instance)
+            if kind and instance.state is InstanceState.RUNNING and await self._answers(sandbox):
                 await asyncio.to_thread(self._take_back, sandbox)
-                self.warm.append(sandbox)
+                await self.engine.weigh(f"{SANDBOX_PREFIX}{sandbox}", SANDBOX_WEIGHT)
+                self._pools[kind].offer(sandbox)
             else:
                 await self._discard(sandbox)
-        await asyncio.to_thread(self._sweep, {*running})
+        await asyncio.to_thread(self._sweep, {*running}, {*self._held})
 
-    async def acquire(self, session: str, ttl_s: float, *, wait_s: float = 10.0) -> Lease:
-        """Lend a sandbox, waiting ``wait_s`` seconds at most for one to be ready. Raises PoolEmptyError."""
-        with self.metrics.lease_seconds.time():
-            sandbox = await self._take(wait_s)
-            lease = Lease(
-                id=secrets.token_hex(16),
-                sandbox=sandbox,
-                session=session,
-                expires_at=datetime.now(UTC) + timedelta(seconds=min(ttl_s, self.settings.sandbox.lease_s)),
+    async def acquire(
+        self,
+        session: str,
+        ttl_s: float,
+        *,
+        kind: SandboxKind = "tools",
+        hosts: Sequence[str] = (),
+        wait_s: float = 10.0,
+    ) -> Lease:
+        """Lend a sandbox, waiting ``wait_s`` seconds at most for one to be ready; who waits is served in order.
+
+        hosts: what it may reach through the proxy; each must be covered by the operator's egress.allow.
+        Raises PoolEmptyError, TooManyLeasesError, NoSuchKindError, HostNotAllowedError, EgressDownError.
+        """
+        if kind not in self._pools:
+            raise NoSuchKindError(
+                f"this host has no image for sandboxes of kind {kind}; `make up` builds what there is"
             )
-            self._held[lease.id] = lease
-            self._borrowed -= 1
+        rules = grant(hosts, self.settings.egress.allow)
+        self._count(session)
+        with self.metrics.lease_seconds.time():
+            self._borrowed[session] = self._borrowed.get(session, 0) + 1
             try:
-                await self.leases.add(lease)
+                sandbox = await self._take(kind, wait_s)
+                now = datetime.now(UTC)
+                end = now + timedelta(seconds=min(ttl_s, self.settings.sandbox.lease_s, self.settings.sandbox.life_s))
+                lease = Lease(
+                    id=secrets.token_hex(16),
+                    sandbox=sandbox,
+                    session=session,
+                    kind=kind,
+                    hosts=tuple(hosts),
+                    started_at=now,
+                    expires_at=end,
+                )
+                self._held[lease.id] = lease
+            finally:
+                self._borrowed[session] -= 1
+                if not self._borrowed[session]:
+                    del self._borrowed[session]
+            try:
+                if rules:
+                    await self._grant(lease, rules)
                 await asyncio.to_thread(self._link, lease)
+                self._writing[lease.id] = self._spawn(self.leases.add(lease))
             except BaseException:
                 await asyncio.shield(self._end(lease, "it could not be lent"))
                 raise
@@ -165,25 +228,24 @@ class Broker:
         self._show()
         return lease
 
-    async def _take(self, wait_s: float) -> str:
-        try:
-            async with asyncio.timeout(wait_s), self._arrived:
-                self._wake.set()
-                await self._arrived.wait_for(lambda: bool(self.warm))
-                self._borrowed += 1
-                return self.warm.pop(0)
-        except TimeoutError as error:
-            raise PoolEmptyError(
-                f"no sandbox was free within {wait_s:g} s ({self.lent} lent, at most "
-                f"{self.settings.sandbox.most}); end a session or raise sandbox.most"
-            ) from error
+    async def renew(self, lease_id: str, ttl_s: float) -> Lease:
+        """Let a lease end ``ttl_s`` seconds from now, within the settings' bounds. Raises NotFoundError."""
+        box = self.settings.sandbox
+        lease = self._lease(lease_id).renewed(datetime.now(UTC), min(ttl_s, box.lease_s), life_s=box.life_s)
+        self._held[lease.id] = lease
+        await self._written(lease_id)
+        await self.leases.extend(lease)
+        return lease
 
     async def release(self, lease_id: str, *, reason: str = "given back") -> None:
         """End a lease and remove its container. Raises NotFoundError."""
-        if (lease := self._held.get(lease_id)) is None:
-            raise NotFoundError(f"there is no lease {lease_id[:40]}; it may have expired")
-        await self._end(lease, reason)
+        await self._end(self._lease(lease_id), reason)
         self._wake.set()
+
+    def release_soon(self, lease_id: str) -> None:
+        """End a lease whose holder need not wait for the container's end; what fails is tried again at its expiry."""
+        if (lease := self._held.get(lease_id)) is not None:
+            self._spawn(self._end(lease, "given back"))
 
     async def expire(self) -> None:
         """End the leases whose time is over."""
@@ -193,34 +255,117 @@ class Broker:
                 await self.ledger.append("lease.expired", lease.sandbox, f"its time was over at {lease.expires_at}")
                 await self._end(lease, "expired")
 
+    async def settle(self) -> None:
+        """Wait until everything that goes on beside the rest is done."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def fill(self) -> None:
-        """Start sandboxes until the pool is full; drop warm ones that died."""
+        """Drop warm ones that died, and start what the pools lack; return when all of it answers."""
+        await self._drop_dead()
+        while started := self._start_missing(quiet=False):
+            await asyncio.wait(started)
+            for task in started:
+                task.result()
+
+    async def _drop_dead(self) -> None:
+        self._looked_at = asyncio.get_running_loop().time()
         alive = {i.unit for i in await self.engine.observe() if i.state is InstanceState.RUNNING}
-        for sandbox in [s for s in self.warm if f"{SANDBOX_PREFIX}{s}" not in alive]:
-            self.warm.remove(sandbox)
-            await self._discard(sandbox)
+        for pool in self._pools.values():
+            for sandbox in [s for s in pool.warm if f"{SANDBOX_PREFIX}{s}" not in alive]:
+                if sandbox in pool.warm:  # else it was lent while we looked
+                    pool.warm.remove(sandbox)
+                    await self._discard(sandbox)
+
+    def _start_missing(self, *, quiet: bool) -> list[asyncio.Task[None]]:
+        plan = self._plan()
+        for kind in plan:
+            self._pools[kind].starting += 1
+        return [self._spawn(self._start(kind, quiet=quiet)) for kind in plan]
+
+    def _plan(self) -> tuple[SandboxKind, ...]:
         box = self.settings.sandbox
-        while len(self.warm) < box.warm and len(self.warm) + self.lent < box.most:
-            sandbox = secrets.token_hex(6)
+        starting = sum(pool.starting for pool in self._pools.values())
+        plan = plan_fill(
+            {kind: Need(pool.wanted, pool.waiting, len(pool.warm)) for kind, pool in self._pools.items()},
+            room=box.most - len(self.warm) - self.lent - starting,
+            at_once=box.starting - starting,
+        )
+        for kind in plan.evict:
+            self._spawn(self._discard(self._pools[kind].warm.pop(0)))
+        return plan.start
+
+    async def _start(self, kind: SandboxKind, *, quiet: bool) -> None:
+        sandbox = secrets.token_hex(6)
+        pool = self._pools[kind]
+        try:
             try:
                 await asyncio.to_thread(self._make_directory, sandbox)
-                await self.engine.apply(self._unit(sandbox))
+                await self.engine.apply(self._unit(sandbox, kind))
                 await self._wait_answering(sandbox)
+                await self.engine.weigh(f"{SANDBOX_PREFIX}{sandbox}", SANDBOX_WEIGHT)
                 await asyncio.to_thread(self._take_back, sandbox)
-            except BaseException:
-                await asyncio.shield(self._discard(sandbox))
-                raise
-            async with self._arrived:
-                self.warm.append(sandbox)
-                self._arrived.notify_all()
+            finally:
+                pool.starting -= 1
+        except BaseException as error:
+            await asyncio.shield(self._discard(sandbox))
+            if quiet and isinstance(error, LoopdError):
+                log.warning("sandbox.start_failed", kind=kind, error=str(error))
+                return  # the next look tries again
+            raise
+        pool.offer(sandbox)
+        self._wake.set()
 
-    @property
-    def lent(self) -> int:
-        """How many sandboxes are lent."""
-        return len(self._held) + self._borrowed
+    async def _take(self, kind: SandboxKind, wait_s: float) -> str:
+        self._wake.set()
+        try:
+            return await self._pools[kind].take(wait_s)
+        except TimeoutError as error:
+            raise PoolEmptyError(
+                f"no sandbox was free within {wait_s:g} s ({self.lent} lent, at most "
+                f"{self.settings.sandbox.most}); end a session or raise sandbox.most"
+            ) from error
 
-    def _unit(self, sandbox: str) -> Unit:
-        return sandbox_unit(self.settings, self.image, sandbox)
+    def _count(self, session: str) -> None:
+        most = self.settings.sandbox.per_session
+        held = sum(lease.session == session for lease in self._held.values()) + self._borrowed.get(session, 0)
+        if held >= most:
+            raise TooManyLeasesError(f"this session holds {held} sandboxes, and may hold {most}: give one back first")
+
+    async def _choose_runtime(self) -> str:
+        """Return the runtime to name to the engine; '' for its own. A named one that is missing fails the starts."""
+        asked = self.settings.sandbox.runtime
+        if asked != "auto":
+            return asked
+        return GVISOR if GVISOR in await self.engine.runtimes() else ""
+
+    def _unit(self, sandbox: str, kind: SandboxKind) -> Unit:
+        return sandbox_unit(self.settings, self.images[kind], sandbox, kind=kind, runtime=self.runtime)
+
+    def _kind_of(self, sandbox: str, instance: Instance) -> SandboxKind | None:
+        """Return the kind whose specification, as it is today, a container has."""
+        kinds = (kind for kind in self._pools if self._unit(sandbox, kind).fingerprint == instance.fingerprint)
+        return next(kinds, None)
+
+    def _lease(self, lease_id: str) -> Lease:
+        if (lease := self._held.get(lease_id)) is None:
+            raise NotFoundError(f"there is no lease {lease_id[:40]}; it may have expired")
+        return lease
+
+    async def _grant(self, lease: Lease, rules: tuple[Rule, ...]) -> None:
+        path = self.layout.sandboxes / lease.sandbox / EGRESS_SOCKET
+        await self.egress.open(lease.id, session=lease.session, rules=rules, path=path)
+        hosts = ", ".join(lease.hosts)
+        await self.ledger.append("egress.granted", lease.session, f"it may reach {hosts[:400]}", lease=lease.id)
+
+    async def _restore_grant(self, lease: Lease) -> None:
+        """Open the way out again; hosts that the operator no longer allows are not."""
+        path = self.layout.sandboxes / lease.sandbox / EGRESS_SOCKET
+        try:
+            rules = grant(lease.hosts, self.settings.egress.allow)
+            await self.egress.restore(lease.id, session=lease.session, rules=rules, path=path)
+        except (LoopdError, OSError) as error:
+            log.warning("egress.not_restored", lease=lease.id, error=str(error))
 
     async def _wait_answering(self, sandbox: str) -> None:
         try:
@@ -237,13 +382,33 @@ class Broker:
     async def _end(self, lease: Lease, reason: str) -> None:
         log.info("lease.ended", lease=lease.id, sandbox=lease.sandbox, reason=reason)
         await asyncio.to_thread(shutil.rmtree, self.layout.leases / lease.id, ignore_errors=True)
+        await self.egress.close(lease.id)
         await self._discard(lease.sandbox)
+        await self._written(lease.id)
         await self.leases.drop(lease.id)
         self._held.pop(lease.id, None)
+
+    async def _written(self, lease_id: str) -> None:
+        """Wait until a lease's row is in state.db, or could not be written."""
+        if (writing := self._writing.pop(lease_id, None)) is not None:
+            await asyncio.wait({writing})
 
     async def _discard(self, sandbox: str) -> None:
         await self.engine.remove(f"{SANDBOX_PREFIX}{sandbox}", grace_s=0)
         await asyncio.to_thread(shutil.rmtree, self.layout.sandboxes / sandbox, ignore_errors=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:  # Any: nothing is sent or yielded
+        """Do something beside the rest; what is known to go wrong is logged, and tried again by the next look."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+        return task
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("sandbox.failed", error=str(error), exc_info=None if isinstance(error, LoopdError) else error)
+        self._wake.set()
 
     def _make_directory(self, sandbox: str) -> None:
         directory = self.layout.sandboxes / sandbox
@@ -258,18 +423,31 @@ class Broker:
         """
         directory = self.layout.sandboxes / sandbox
         own(directory, 0)
-        directory.chmod(0o711)
+        directory.chmod(READY)
+
+    def _was_lent(self, sandbox: str) -> bool:
+        """Tell whether a session ever had it, even one whose lease was not written down before loopd was killed."""
+        try:
+            return (self.layout.sandboxes / sandbox).stat().st_mode & 0o7777 == LENT
+        except OSError:
+            return True  # without its directory nobody knows
 
     def _link(self, lease: Lease) -> None:
+        """Give the agent its way to the sandbox, which is from now on known to be lent, whatever state.db says.
+
+        The row there is written meanwhile: that takes as long as the disk, which a session need not wait for.
+        """
+        (self.layout.sandboxes / lease.sandbox).chmod(LENT)
         directory = self.layout.leases / lease.id
         directory.mkdir(mode=0o755)
         os.link(self.layout.sandboxes / lease.sandbox / TOOL_SOCKET, directory / TOOL_SOCKET)
 
-    def _sweep(self, running: Iterable[str]) -> None:
-        """Remove socket directories whose container is gone."""
-        for entry in self.layout.sandboxes.iterdir():
-            if entry.name not in running:
-                shutil.rmtree(entry, ignore_errors=True)
+    def _sweep(self, running: AbstractSet[str], held: AbstractSet[str]) -> None:
+        """Remove the socket directories of containers and leases that are gone."""
+        for folder, known in ((self.layout.sandboxes, running), (self.layout.leases, held)):
+            for entry in folder.iterdir():
+                if entry.name not in known:
+                    shutil.rmtree(entry, ignore_errors=True)
 
     def _show(self) -> None:
         self.metrics.sandboxes.labels(state="warm").set(len(self.warm))

@@ -102,7 +102,12 @@ class Status:
             services=services,
             releases=releases,
             rollout=await self.rollout(active) if active else None,
-            sandboxes=SandboxView(warm=len(self.broker.warm), leased=self.broker.lent, most=self.settings.sandbox.most),
+            sandboxes=SandboxView(
+                warm=len(self.broker.warm),
+                leased=self.broker.lent,
+                most=self.settings.sandbox.most,
+                runtime=self.broker.runtime,
+            ),
         )
 
     async def service(self, unit: str, sight: Sight) -> ServiceView:

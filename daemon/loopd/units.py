@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from loopd.config import Settings
-from loopd.engine import Limits, Mount, Unit
+from loopd.engine import Confinement, Limits, Mount, Unit
 from loopd.release import Release
+from loopd.seccomp import sandbox_profile
 
 GATEWAY = "gateway"
 AGENT = "agent"
 SANDBOX_PREFIX = "sandbox-"
 ENGINE_PREFIX = "engine-"
+EGRESS = "egress"
+KEPT_BY_THE_BROKER = (SANDBOX_PREFIX, EGRESS)  # units whose names begin so are not the supervisor's
 
 ENGINE_UID = 10001
 AGENT_UID = 10002
 TOOLRUNNER_UID = 10003
 GATEWAY_UID = 10004
+EGRESS_UID = 10005
 
 ENGINE_PORT = 11434
 AGENT_PORT = 8000
@@ -28,6 +33,21 @@ AGENT_PORT = 8000
 AGENT_STATE = "/var/lib/agent"
 
 TOOL_SOCKET = "mcp.sock"
+EGRESS_SOCKET = "egress.sock"
+CONTROL_SOCKET = "control.sock"  # where the proxy comes for its orders
+
+# In a sandbox, of what the host's kernel tells: what describes the machine or other containers, and no program needs.
+MASKED_PATHS = (
+    *("/proc/acpi", "/proc/asound", "/proc/bus", "/proc/cmdline", "/proc/config.gz", "/proc/driver", "/proc/fs"),
+    *("/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/irq", "/proc/kallsyms", "/proc/kcore", "/proc/keys"),
+    *("/proc/key-users", "/proc/kmsg", "/proc/kpagecount", "/proc/kpageflags", "/proc/latency_stats", "/proc/modules"),
+    *("/proc/mtrr", "/proc/partitions", "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo", "/proc/swaps"),
+    *("/proc/sysrq-trigger", "/proc/sysvipc", "/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo"),
+    *("/sys/block", "/sys/bus", "/sys/class/dmi", "/sys/dev", "/sys/devices/pci0000:00", "/sys/devices/virtual/dmi"),
+    *("/sys/devices/virtual/powercap", "/sys/firmware", "/sys/hypervisor", "/sys/kernel", "/sys/module", "/sys/power"),
+)
+
+SandboxKind = Literal["tools", "browser"]
 
 # Of CPU time, when there is not enough for all.
 # Where control groups have the newer interface, an ordinary service of the host has what is 2600 here.
@@ -35,6 +55,9 @@ GATEWAY_WEIGHT = 16384  # all traffic passes it, and it needs little
 SERVING_WEIGHT = 4096
 CANDIDATE_WEIGHT = 256  # while it starts, loads and is checked: what serves comes first
 SANDBOX_WEIGHT = 1024
+STARTING_WEIGHT = 64  # a sandbox that starts must not slow those that are lent
+
+SANDBOX_OOM_ADJ = 800  # for want of memory on the host, sandboxes end before all else of ours
 
 # The runner's process and its buffers beside the weights and the key-value cache; measured 80 MB for a tiny model.
 ENGINE_OVERHEAD_BYTES = 512 << 20
@@ -118,6 +141,16 @@ class Layout:
         return self.run_dir / "sandboxes"
 
     @property
+    def egress(self) -> Path:
+        """The agent's own way out: a socket, where the operator granted it hosts."""
+        return self.run_dir / "egress"
+
+    @property
+    def egress_control(self) -> Path:
+        """Where the proxy finds loopd."""
+        return self.run_dir / "egress-control"
+
+    @property
     def control_socket(self) -> Path:
         """The control API for root."""
         return self.run_dir / "control.sock"
@@ -142,6 +175,8 @@ class Layout:
             (self.broker, 0o750, AGENT_UID),
             (self.leases, 0o700, AGENT_UID),
             (self.sandboxes, 0o711, 0),
+            (self.egress, 0o711, 0),
+            (self.egress_control, 0o700, EGRESS_UID),
         )
 
 
@@ -208,25 +243,66 @@ def engine_unit(settings: Settings, release: Release) -> Unit:
     )
 
 
-def sandbox_unit(settings: Settings, image: str, sandbox: str) -> Unit:
-    """Return one sandbox: no network, nothing of the host but the directory of its own socket."""
+def sandbox_unit(
+    settings: Settings, image: str, sandbox: str, *, kind: SandboxKind = "tools", runtime: str = ""
+) -> Unit:
+    """Return one sandbox: no network, nothing of the host but the directory of its own sockets."""
     box = settings.sandbox
+    browser = kind == "browser"
+    limits = Limits(
+        memory_bytes=box.browser_memory_bytes if browser else box.memory_bytes,
+        cpus=box.cpus,
+        pids=box.browser_pids if browser else box.pids,
+        weight=STARTING_WEIGHT,
+    )
+    held = "nosuid,nodev,nr_inodes=65536"  # an inode takes kernel memory, and a file of no bytes no room
     return Unit(
         name=f"{SANDBOX_PREFIX}{sandbox}",
         image=image,
         user=f"{TOOLRUNNER_UID}:{TOOLRUNNER_UID}",
         network="none",
-        limits=Limits(memory_bytes=box.memory_bytes, cpus=box.cpus, pids=box.pids, weight=SANDBOX_WEIGHT),
+        limits=limits,
         environment=(("TOOLRUNNER_SOCKET", f"/run/toolrunner/{TOOL_SOCKET}"),),
         mounts=(Mount(source=str(layout_of(settings).sandboxes / sandbox), target="/run/toolrunner"),),
         tmpfs=(
-            ("/tmp", "size=64m,nosuid,nodev"),  # noqa: S108 inside the container
+            ("/tmp", f"size={box.tmp_bytes},{held},mode=1777"),  # noqa: S108 inside the container
+            ("/dev/shm", f"size={box.tmp_bytes},{held},noexec,mode=1777"),  # noqa: S108 inside the container
             (
                 "/workspace",
-                f"size=256m,nosuid,nodev,exec,uid={TOOLRUNNER_UID},gid={TOOLRUNNER_UID},mode=0700",
+                f"size={box.workspace_bytes},{held},exec,uid={TOOLRUNNER_UID},gid={TOOLRUNNER_UID},mode=0700",
             ),
         ),
         stop_grace_s=0,
+        confinement=Confinement(
+            seccomp=sandbox_profile(),
+            masked_paths=MASKED_PATHS,
+            runtime=runtime,
+            oom_score_adj=SANDBOX_OOM_ADJ,
+            open_files=box.open_files,
+        ),
+    )
+
+
+def egress_unit(settings: Settings, image: str) -> Unit:
+    """Return the proxy: the one container with a way out, and nothing of the host but the door to loopd, read-only."""
+    limits = settings.egress
+    environment = {
+        "EGRESS_CONTROL": f"/run/egress/{CONTROL_SOCKET}",
+        "EGRESS_CONNECTIONS": str(limits.connections),
+        "EGRESS_CONNECTION_BYTES": str(limits.connection_bytes),
+        "EGRESS_LISTENER_BYTES": str(limits.session_bytes),
+        "EGRESS_CONNECTION_S": str(limits.connection_s),
+    }
+    return Unit(
+        name=EGRESS,
+        image=image,
+        user=f"{EGRESS_UID}:{EGRESS_UID}",
+        network="egress",
+        limits=Limits(memory_bytes=128 << 20, cpus=1.0, pids=64, weight=SANDBOX_WEIGHT),
+        environment=tuple(sorted(environment.items())),
+        mounts=(Mount(source=str(layout_of(settings).egress_control), target="/run/egress", read_only=True),),
+        stop_grace_s=1,
+        confinement=Confinement(seccomp=sandbox_profile(), masked_paths=MASKED_PATHS, open_files=8192),
     )
 
 

@@ -172,7 +172,7 @@ async def test_each_bad_request_gets_its_status_and_a_sentence(
 
 async def test_with_no_sandbox_free_the_answer_is_503(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Broker.acquire
-    monkeypatch.setattr(Broker, "acquire", lambda self, session, ttl: original(self, session, ttl, wait_s=0.05))
+    monkeypatch.setattr(Broker, "acquire", lambda self, *args, **more: original(self, *args, **more, wait_s=0.05))
     body = {"session": "s"}
     async with daemon.broker.post("http://loopd/v1/leases", json=body) as response:
         assert response.status == 503

@@ -31,7 +31,7 @@ from loopd.images import (
     save_images,
 )
 
-TAGS = {name: f"loopbox/{name}:0123456789ab" for name in ("base", "gateway", "ollama", "agent", "toolrunner")}
+TAGS = {name: f"loopbox/{name}:0123456789ab" for name in ("base", "gateway", "ollama", "agent", "toolrunner", "egress")}
 CPUINFO = "processor\t: 0\nmodel name\t: Brand One\nflags\t\t: avx2 fma\ncpu MHz\t: 2100\n\nprocessor\t: 1\n"
 
 names = st.text(st.characters(codec="ascii", exclude_characters="/\0", min_codepoint=32), min_size=1, max_size=9)
@@ -56,7 +56,7 @@ def folder(root: Path, name: str, dockerfile: str = "FROM debian:bookworm-slim\n
 def appliance(root: Path) -> Path:
     folder(root, "base")
     folder(root, "ollama")
-    for name in ("gateway", "agent", "toolrunner"):
+    for name in ("gateway", "agent", "toolrunner", "egress"):
         folder(root, name, "ARG BASE=loopbox/base:dev\nFROM ${BASE}\n")
     return root
 
@@ -116,6 +116,7 @@ def test_a_change_of_the_base_changes_every_tag_on_it_and_no_other(tmp_path: Pat
         "gateway",
         "agent",
         "toolrunner",
+        "egress",
     }
 
 

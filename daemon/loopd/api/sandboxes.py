@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import secrets
 import shlex
 from dataclasses import dataclass
 
 from aiohttp import web
 
-from loopd.api.schema import ExecRequest, ExecResult, LeaseRequest, LeaseView
+from loopd.api.schema import ExecRequest, ExecResult, LeaseRequest, LeaseView, RenewRequest
 from loopd.api.web import Endpoint, json_response, read_body
+from loopd.lease import Lease
 from loopd.ledger import Ledger
 from loopd.sandbox import Broker
 from loopd.toolbox import Toolbox, ToolCallError
@@ -52,7 +53,16 @@ class SandboxRoutes:
                 body=LeaseRequest,
                 answer=LeaseView,
                 status=201,
-                errors=(503,),
+                errors=(403, 404, 429, 503),
+            ),
+            Endpoint(
+                method="POST",
+                path="/v1/leases/{lease:[0-9a-f]{32}}/renew",
+                handler=self.renew,
+                summary="Keep a sandbox for longer",
+                body=RenewRequest,
+                answer=LeaseView,
+                errors=(404,),
             ),
             Endpoint(
                 method="DELETE",
@@ -67,7 +77,8 @@ class SandboxRoutes:
     async def execute(self, request: web.Request) -> web.Response:
         """Run a command in a sandbox of its own, which is gone afterwards."""
         asked = await read_body(request, ExecRequest)
-        lease = await self.broker.acquire("exec", asked.timeout_s + EXEC_LEASE_SLACK_S)
+        session = f"exec-{secrets.token_hex(4)}"
+        lease = await self.broker.acquire(session, asked.timeout_s + EXEC_LEASE_SLACK_S)
         try:
             await self.ledger.append(
                 "sandbox.exec", lease.sandbox, f"{asked.argv[0][:80]} was run", arguments=len(asked.argv)
@@ -79,7 +90,7 @@ class SandboxRoutes:
                 timeout_s=asked.timeout_s,
             )
         finally:
-            await asyncio.shield(self.broker.release(lease.id))
+            self.broker.release_soon(lease.id)
         try:
             return json_response(ExecResult(**result, sandbox=lease.sandbox))
         except (TypeError, ValueError) as error:
@@ -88,10 +99,26 @@ class SandboxRoutes:
     async def lease(self, request: web.Request) -> web.Response:
         """Lend a sandbox."""
         asked = await read_body(request, LeaseRequest)
-        lease = await self.broker.acquire(asked.session, asked.ttl_s)
-        return json_response(LeaseView(lease=lease.id, socket=lease.socket, expires_at=lease.expires_at), 201)
+        lease = await self.broker.acquire(asked.session, asked.ttl_s, kind=asked.kind, hosts=asked.hosts)
+        return json_response(_view(lease), 201)
+
+    async def renew(self, request: web.Request) -> web.Response:
+        """Lend it for longer."""
+        asked = await read_body(request, RenewRequest)
+        return json_response(_view(await self.broker.renew(request.match_info["lease"], asked.ttl_s)))
 
     async def unlease(self, request: web.Request) -> web.Response:
         """Take it back."""
         await self.broker.release(request.match_info["lease"])
         return web.Response(status=204)
+
+
+def _view(lease: Lease) -> LeaseView:
+    return LeaseView(
+        lease=lease.id,
+        socket=lease.socket,
+        expires_at=lease.expires_at,
+        kind=lease.kind,
+        hosts=list(lease.hosts),
+        egress=lease.egress,
+    )

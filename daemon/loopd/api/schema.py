@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from loopd.egress_rules import MOST_HOSTS
 from loopd.principal import USER_PATTERN, Role
 
 
@@ -125,6 +126,7 @@ class SandboxView(Body):
     warm: int
     leased: int
     most: int
+    runtime: str = Field(default="", description="container runtime of the sandboxes, '' for the engine's default")
 
 
 class StatusView(Body):
@@ -238,6 +240,16 @@ class LeaseRequest(Body):
 
     session: Annotated[str, Field(min_length=1, max_length=128)]
     ttl_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
+    kind: Literal["tools", "browser"] = "tools"
+    hosts: Annotated[list[Annotated[str, Field(min_length=1, max_length=300)]], Field(max_length=MOST_HOSTS)] = Field(
+        default=[], description="what it may reach: example.org, *.example.org, :port; within the setting egress.allow"
+    )
+
+
+class RenewRequest(Body):
+    """Keep a sandbox for longer."""
+
+    ttl_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
 
 
 class LeaseView(Body):
@@ -246,6 +258,9 @@ class LeaseView(Body):
     lease: str
     socket: str = Field(description="path of the tool runner's socket below the lease directory")
     expires_at: datetime
+    kind: Literal["tools", "browser"] = "tools"
+    hosts: list[str] = []
+    egress: str | None = Field(default=None, description="inside the sandbox: the socket of the proxy to its hosts")
 
 
 class HealthView(Body):

@@ -105,7 +105,8 @@ def picture(view: StatusView, now: datetime) -> list[Block]:
     if view.rollout:
         blocks += [Cell(""), Cell(title(view.rollout), "busy"), *steps(view.rollout, now)]
     pool = view.sandboxes
-    blocks += [Cell(""), Cell(f"sandboxes: {pool.warm} warm, {pool.leased} leased, at most {pool.most}")]
+    held = f", in {pool.runtime}" if pool.runtime else ""
+    blocks += [Cell(""), Cell(f"sandboxes: {pool.warm} warm, {pool.leased} leased, at most {pool.most}{held}")]
     return blocks
 
 
