@@ -2,7 +2,7 @@
 
 A domain is something with files or state of its own: one sandbox, one browser, one server. Calls in different domains
 never conflict. Paths are compared by name; a name can lead elsewhere through a symbolic link, so a path is ``certain``
-only where nothing has run yet that could have made one (see ``seen``).
+only where nothing has run yet that could have made one (the schedule knows).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FREE = Access()
 def access_of(tool: ToolSpec, arguments: Mapping[str, JsonValue], *, session: str, certain: bool = True) -> Access:
     """Return what a call touches. Whatever is not known to be harmless has its domain to itself.
 
-    session: of the sandbox; the same for all agents that share it. certain: no link was made in it so far.
+    session: of the sandbox; the same for all agents that share it. certain: no link can be in it.
     """
     if tool.kind == "server":
         return FREE if tool.effect == "read" else Access(f"server:{tool.source}", exclusive=True)

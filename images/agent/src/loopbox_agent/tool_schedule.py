@@ -3,6 +3,9 @@
 A call waits for every earlier one that it conflicts with, running or waiting, and for no other. So reads go at once,
 nothing overtakes a waiting write that it conflicts with, and nobody starves. One schedule is shared by all agents that
 use the same sandbox.
+
+Once a program ran in a domain, two names there may be one file, through a symbolic link. From then on a write has the
+domain's files to itself; reads still go at once.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from loopbox_agent.errors import AgentError
@@ -43,6 +46,7 @@ class Schedule:
         self._calls: dict[_Call, None] = {}  #: running and waiting, in order of arrival
         self._ready: deque[_Call] = deque()  #: nothing blocks them but the number that may run
         self._running = 0
+        self._linked: set[str] = set()  #: domains in which something ran that could have made a symbolic link
 
     @property
     def running(self) -> int:
@@ -53,6 +57,10 @@ class Schedule:
     def waiting(self) -> int:
         """Calls that wait."""
         return len(self._calls) - self._running
+
+    def distrust(self, domain: str) -> None:
+        """Take a domain's paths for uncertain from now on: files came into it from elsewhere, perhaps links."""
+        self._linked.add(domain)
 
     @asynccontextmanager
     async def turn(self, access: Access) -> AsyncIterator[None]:
@@ -65,6 +73,10 @@ class Schedule:
             raise TooManyCallsError(
                 f"{self._most_waiting} tool calls wait already; this one was not run. Make fewer at a time."
             )
+        if access.domain in self._linked:
+            access = replace(access, certain=False)
+        if access.exclusive:
+            self._linked.add(access.domain)
         call = _Call(access, asyncio.get_running_loop().create_future())
         for earlier in self._calls:
             if conflict(earlier.access, access):
