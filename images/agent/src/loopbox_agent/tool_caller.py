@@ -1,4 +1,4 @@
-"""tool_caller: owns the making of one agent's tool calls: in order, to the right source, with an answer of bounded size.
+"""tool_caller: owns making one agent's tool calls: in order, to the right source, with answers of bounded size.
 
 One Caller for each agent (a sub-agent has its own); the Schedule is shared by all that use the same sandbox.
 """
@@ -38,8 +38,12 @@ class Caller:
         Raises ToolBrokeError when the sandbox breaks off, TooManyCallsError when too many wait.
         """
         access = access_of(tool, arguments, session=self.session)
+        given = dict(arguments)
+        if tool.source_name == "write_file":  # made from what the model saw before this turn's other calls
+            given = self.seen.expect(tool, given)
         async with self.schedule.turn(access):
-            given = self.seen.expect(tool, arguments)  # in turn, so that it knows what the calls before it wrote
+            if tool.source_name == "edit_file":  # finds its place by text, also after another edit of this turn
+                given = self.seen.expect(tool, given)
             outcome = await self._send(tool, given)
             self.seen.note(tool, given, outcome.result, is_error=outcome.is_error)
         refused = conflict_text(tool, given, outcome.result) if outcome.is_error else None
