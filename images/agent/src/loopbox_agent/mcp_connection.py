@@ -23,7 +23,7 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from pydantic import JsonValue
 
-from loopbox_agent.mcp_http import GONE
+from loopbox_agent.mcp_http import GONE, UNSENT
 from loopbox_agent.sandbox import Outcome, outcome_of
 from loopbox_agent.server_store import McpServer
 from loopbox_agent.tool_spec import Listing, Refused, ToolSpec, clean_text, context_bytes, read_listing
@@ -158,21 +158,19 @@ class Connection:
 
     async def _send(self, tool: ToolSpec, arguments: Mapping[str, JsonValue]) -> Outcome:
         async with self._room:
-            try:
-                return await self._send_once(tool, arguments)
-            except MCPError as error:
-                # A session that the server no longer knows: this call was not looked at, so it may be sent again.
-                if error.code != wire.INVALID_REQUEST or "Session terminated" not in error.message:
-                    return self._gone_or_told(tool, error)
-            except Exception as error:  # noqa: BLE001 the server's answer can break the SDK in any way
-                return self._broke(tool, error)
-            self._reconnect()
-            if not await self.ready(self._pace.connect_s):
-                return self._broke(tool, ConnectionError(self._reason))
-            try:
-                return await self._send_once(tool, arguments)
-            except Exception as error:  # noqa: BLE001 as above
-                return self._broke(tool, error)
+            for last in (False, True):
+                try:
+                    return await self._send_once(tool, arguments)
+                except MCPError as error:
+                    if last or not _not_looked_at(error):
+                        return self._gone_or_told(tool, error)
+                except Exception as error:  # noqa: BLE001 the server's answer can break the SDK in any way
+                    return self._broke(tool, error)
+                self._reconnect()
+                if not await self.ready(self._pace.connect_s):
+                    self._failures += 1
+                    return _failed(f"The server {self.server.name} is not there ({self._reason}); nothing was sent.")
+        raise AssertionError("the second try returns")
 
     async def _send_once(self, tool: ToolSpec, arguments: Mapping[str, JsonValue]) -> Outcome:
         client = self._client
@@ -184,7 +182,7 @@ class Connection:
         return outcome_of(answer.model_dump(by_alias=True, mode="json", exclude_none=True))
 
     def _gone_or_told(self, tool: ToolSpec, error: MCPError) -> Outcome:
-        if error.code in {GONE, wire.CONNECTION_CLOSED}:
+        if error.code in {GONE, UNSENT, wire.CONNECTION_CLOSED}:
             return self._broke(tool, error)
         return _failed(f"The server {self.server.name} refused {tool.source_name}: {clean_text(error.message, 500)}")
 
@@ -312,6 +310,11 @@ class Connection:
             cursor = page.next_cursor
         raw = [tool.model_dump(by_alias=True, mode="json", exclude_none=True) for tool in told]
         return await asyncio.to_thread(usable, raw, self.server)  # checking many schemas takes long
+
+
+def _not_looked_at(error: MCPError) -> bool:
+    """Tell whether the call did not get there, or to a session that is gone: then it may be sent again."""
+    return error.code == UNSENT or (error.code == wire.INVALID_REQUEST and "Session terminated" in error.message)
 
 
 def usable(told: list[dict[str, JsonValue]], server: McpServer) -> Listing:

@@ -12,7 +12,9 @@ import httpx2
 
 from loopbox_agent.tool_spec import clean_text
 
-GONE = -32098  # our own code, in the range left to implementations: no answer of the server's was had
+# Codes of our own, in the range left to implementations.
+GONE = -32098  # no answer of the server's was had
+UNSENT = -32097  # and the request did not get there either
 NOTE_S = 5.0  # for a notification: the SDK sends nothing else until it is taken
 
 
@@ -55,7 +57,8 @@ def _is_notification(body: bytes) -> bool:
 
 def _gone(request: httpx2.Request, error: httpx2.TransportError) -> httpx2.Response:
     why = clean_text(str(error), 300) or type(error).__name__
-    told = {"jsonrpc": "2.0", "id": None, "error": {"code": GONE, "message": why}}
+    code = UNSENT if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError) else GONE
+    told = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": why}}
     return httpx2.Response(
         502, headers={"Content-Type": "application/json"}, content=json.dumps(told).encode(), request=request
     )

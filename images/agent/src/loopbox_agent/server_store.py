@@ -7,7 +7,7 @@ from typing import Annotated, Protocol
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-ServerName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]|_(?!_)){0,31}$")]
+ServerName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 MAX_SERVERS = 16  # of one user
@@ -36,6 +36,8 @@ class McpServer(BaseModel):
     def _free(cls, value: str) -> str:
         if value in _RESERVED:
             raise ValueError(f"{value!r} is the name of a source of our own")
+        if "__" in value:
+            raise ValueError("'__' stands between a server's name and its tool's")
         return value
 
     @field_validator("url")
