@@ -258,21 +258,34 @@ async def test_a_list_that_changes_is_noticed() -> None:
                 await asyncio.sleep(0.01)
 
 
-async def test_a_change_that_is_told_is_noticed_at_once() -> None:
-    """A server of the older protocol, by hand: it answers POSTs and tells of the change on its GET stream."""
-    names, change, streaming = ["one"], asyncio.Event(), asyncio.Event()
+@dataclass
+class Older:
+    """A server of the older protocol, by hand: JSON answers, and notes to the client on its GET stream."""
 
-    async def post(request: web.Request) -> web.Response:
+    names: list[str] = field(default_factory=lambda: ["one"])
+    change: asyncio.Event = field(default_factory=asyncio.Event)
+    streaming: asyncio.Event = field(default_factory=asyncio.Event)
+    hanging: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)  #: told of a cancel
+
+    async def post(self, request: web.Request) -> web.Response:
         asked = await request.json()
+        if asked["method"] == "notifications/cancelled":
+            self.cancelled.set()
+            await asyncio.Event().wait()  # takes it, and never says so
         if "id" not in asked:
             return web.Response(status=202)
+        if asked["method"] == "tools/call" and asked["params"]["name"] == "hang":
+            self.hanging.set()
+            await asyncio.Event().wait()
         answers: dict[str, object] = {
             "initialize": {
                 "protocolVersion": "2025-11-25",
                 "capabilities": {"tools": {"listChanged": True}},
                 "serverInfo": {"name": "old", "version": "1"},
             },
-            "tools/list": {"tools": [{"name": name, "inputSchema": EMPTY} for name in names]},
+            "tools/list": {"tools": [{"name": name, "inputSchema": EMPTY} for name in self.names]},
+            "tools/call": {"content": [{"type": "text", "text": "old answer"}]},
         }
         if asked["method"] not in answers:
             error = {"code": -32601, "message": "no such method"}
@@ -280,30 +293,58 @@ async def test_a_change_that_is_told_is_noticed_at_once() -> None:
         body = {"jsonrpc": "2.0", "id": asked["id"], "result": answers[asked["method"]]}
         return web.json_response(body, headers={"Mcp-Session-Id": "s1"})
 
-    async def get(request: web.Request) -> web.StreamResponse:
+    async def get(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        streaming.set()
-        await change.wait()
+        self.streaming.set()
+        await self.change.wait()
         told = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
         for _ in range(200):  # a storm
             await response.write(f"event: message\ndata: {json.dumps(told)}\n\n".encode())
         await asyncio.Event().wait()
         return response
 
-    async def delete(_: web.Request) -> web.Response:
+    async def delete(self, _: web.Request) -> web.Response:
         return web.Response(status=204)
 
-    routes = (web.post("/mcp", post), web.get("/mcp", get), web.delete("/mcp", delete))
-    async with answering(*routes) as url, hosting(at(f"{url}/mcp")) as servers:
+
+@pytest.fixture
+async def older() -> AsyncIterator[tuple[Older, str]]:
+    made = Older()
+    routes = (web.post("/mcp", made.post), web.get("/mcp", made.get), web.delete("/mcp", made.delete))
+    async with answering(*routes) as url:
+        yield made, f"{url}/mcp"
+
+
+async def test_a_change_that_is_told_is_noticed_at_once(older: tuple[Older, str]) -> None:
+    server, url = older
+    async with hosting(at(url)) as servers:
         assert tools_of((await servers.sources("ada", within_s=5))[0]) == ["one"]
         assert servers.health("ada")[0].protocol == "2025-11-25"
-        await asyncio.wait_for(streaming.wait(), 5)
-        names[:] = ["one", "two"]
-        change.set()
+        await asyncio.wait_for(server.streaming.wait(), 5)
+        server.names = ["one", "two"]
+        server.change.set()
         async with asyncio.timeout(5):
             while tools_of((await servers.sources("ada"))[0]) != ["one", "two"]:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_cancel_that_the_server_never_takes_holds_up_nobody_for_long(
+    older: tuple[Older, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK sends nothing else to a server until it has taken a notification."""
+    monkeypatch.setattr("loopbox_agent.mcp_http.NOTE_S", 0.3)
+    server, url = older
+    async with hosting(at(url)) as servers:
+        hung = asyncio.create_task(servers.call("ada", tool("hang"), {}))
+        await asyncio.wait_for(server.hanging.wait(), 5)
+        begun = time.monotonic()
+        hung.cancel()
+        await asyncio.wait({hung})
+        assert time.monotonic() - begun < 0.2
+        await asyncio.wait_for(server.cancelled.wait(), 5)
+        assert (await servers.call("ada", tool("one"), {})).text == "old answer"
+        assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize(

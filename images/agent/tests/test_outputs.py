@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loopbox_agent.outputs import cut, fit
@@ -11,6 +11,7 @@ texts = st.text(alphabet=st.sampled_from("ab\né☃\U0001f600"), max_size=400)
 
 
 @given(texts, st.integers(8, 200), st.integers(2, 20))
+@example("\n\n", 8, 2)  # head and tail meet
 def test_a_cut_is_the_start_and_the_end_and_nothing_is_unaccounted_for(text: str, most: int, lines: int) -> None:
     made = cut(text, max_bytes=most, max_lines=lines)
     if made.whole:

@@ -15,7 +15,7 @@ from loopbox_agent.tool_spec import clean_text
 # Codes of our own, in the range left to implementations.
 GONE = -32098  # no answer of the server's was had
 UNSENT = -32097  # and the request did not get there either
-NOTE_S = 5.0  # for a notification: the SDK sends nothing else until it is taken
+NOTE_S = 2.0  # for a notification: the SDK sends nothing else until it is taken
 
 
 class ServerTransport(httpx2.AsyncBaseTransport):

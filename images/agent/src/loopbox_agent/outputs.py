@@ -48,13 +48,15 @@ class Shown:
 def cut(text: str, *, max_bytes: int = MAX_BYTES, max_lines: int = MAX_LINES) -> Cut:
     """Return a text's first and last half of the bounds, at line ends where a line ends near."""
     raw = text.encode(errors="replace")
-    lines = raw.count(b"\n") + 1
+    lines = raw.count(b"\n") + (not raw.endswith(b"\n"))
     if len(raw) <= max_bytes and lines <= max_lines:
         return Cut(raw.decode())
     half_bytes, half_lines = max_bytes // 2, max(1, max_lines // 2)
     start = _end_of_head(raw, half_bytes, half_lines)
     end = max(start, _start_of_tail(raw, max_bytes - half_bytes, max(1, max_lines - half_lines)))
     left = raw[start:end]
+    if not left:
+        return Cut(raw.decode())
     # Half a character at a cut is left out with the rest.
     return Cut(
         raw[:start].decode(errors="ignore"), raw[end:].decode(errors="ignore"), len(left), max(1, left.count(b"\n"))

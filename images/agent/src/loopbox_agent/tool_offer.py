@@ -12,12 +12,12 @@ from typing import ClassVar, Literal
 from pydantic import JsonValue
 
 from loopbox_agent.errors import AgentError
+from loopbox_agent.principal import Role
 from loopbox_agent.tool_registry import Registry
 from loopbox_agent.tool_spec import EFFECTS, Effect, ToolSpec, context_bytes
 
-Role = Literal["viewer", "user", "operator", "admin"]
 Band = Literal["allow", "isolate", "review", "block"]
-ROLES: tuple[Role, ...] = ("viewer", "user", "operator", "admin")  # from least to most
+_ALL = frozenset[Effect](EFFECTS)
 SHORT = 120  # characters of a description that had to be cut
 
 
@@ -37,26 +37,22 @@ class ToolUnavailableError(AgentError):
 
 @dataclass(frozen=True, slots=True)
 class RoleTable:
-    """Which levels each role may call; "network" in ``granted`` needs a grant of hosts as well."""
+    """Which levels each role may call."""
 
     levels: Mapping[Role, frozenset[Effect]] = field(
-        default_factory=lambda: {
-            "viewer": frozenset[Effect](),
-            "user": frozenset[Effect](EFFECTS),
-            "operator": frozenset[Effect](EFFECTS),
-            "admin": frozenset[Effect](EFFECTS),
-        }
+        default_factory=lambda: {Role.VIEWER: frozenset(), Role.USER: _ALL, Role.OPERATOR: _ALL, Role.ADMIN: _ALL}
     )
-    need_grant: frozenset[Role] = frozenset({"user"})  #: roles whose "network" needs a grant
+    need_grant: frozenset[Role] = frozenset({Role.USER})  #: roles whose "network" needs a grant of hosts as well
 
     def why_not(self, tool: ToolSpec, role: Role, *, network_granted: bool) -> str:
         """Return why this role may not call the tool, "" when it may."""
-        if tool.minimum_role in ROLES and ROLES.index(role) < ROLES.index(tool.minimum_role):
-            return f"it needs the role {tool.minimum_role}"
+        mine = role.name.lower()
+        if role < tool.minimum_role:
+            return f"it needs the role {tool.minimum_role.name.lower()}"
         if tool.level not in self.levels.get(role, frozenset()):
-            return f"the role {role} may not use tools of level {tool.level}"
+            return f"the role {mine} may not use tools of level {tool.level}"
         if tool.level == "network" and role in self.need_grant and not network_granted:
-            return f"the role {role} needs a grant of hosts for tools that use the network"
+            return f"the role {mine} needs a grant of hosts for tools that use the network"
         return ""
 
 
@@ -75,7 +71,7 @@ class Asking:
 
     names: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()  #: words; tools that match are added after the named ones
-    role: Role = "user"
+    role: Role = Role.USER
     band: Band = "allow"
     network_granted: bool = False
 
@@ -152,7 +148,7 @@ def _allow(tool: ToolSpec, asking: Asking, table: RoleTable) -> None:
     if tool.unavailable:
         raise ToolUnavailableError(f"The tool {tool.name} is off; nothing was run. {tool.unavailable}")
     if why := table.why_not(tool, asking.role, network_granted=asking.network_granted):
-        details: dict[str, JsonValue] = {"tool": tool.name, "level": tool.level, "role": asking.role}
+        details: dict[str, JsonValue] = {"tool": tool.name, "level": tool.level, "role": asking.role.name.lower()}
         raise ToolForbiddenError(f"The tool {tool.name} may not be used: {why}; nothing was run.", details=details)
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
+from loopbox_agent.principal import Role
 from loopbox_agent.tool_schema import SchemaRefusedError, plain_schema
 
 Effect = Literal["read", "write", "execute", "network"]
@@ -50,7 +51,7 @@ class ToolSpec:
     level: Effect = "execute"  #: what a caller must be allowed
     capabilities: tuple[str, ...] = ()  #: lower-case words
     needs: Needs = Needs()
-    minimum_role: str = ""  #: "" for the role table alone
+    minimum_role: Role = Role.VIEWER  #: besides what the role table asks for
     called: str = ""  #: the name its source knows it by, where that differs
     unavailable: str = ""  #: why it can't be called now, and what to do; "" when it can
 
