@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 
@@ -157,7 +158,7 @@ def test_any_cut_of_the_stream_gives_the_same(text: str, cuts: list[int], longes
 
     bounds = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
     whole = run([text])
-    assert run([text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]) == whole
+    assert run([text[a:b] for a, b in itertools.pairwise(bounds)]) == whole
     assert run(list(text)) == whole
 
 
