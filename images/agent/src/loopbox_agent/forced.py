@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from typing import ClassVar
 
-import jsonschema  # type: ignore[import-untyped]  # it ships no types
-from pydantic import JsonValue, TypeAdapter
-from referencing import Registry
+from pydantic import JsonValue
 
+from loopbox_agent.arguments import ArgumentsInvalidError, fit_arguments
 from loopbox_agent.engine import Engine
 from loopbox_agent.errors import AgentError
 from loopbox_agent.sandbox import Tool
+from loopbox_agent.schemas import VALIDATORS, SchemaUnfitError
 from loopbox_agent.settings import Settings
+from loopbox_agent.structured import grammar_of
 from loopbox_agent.wire import ChatOrder, Message, Options
 
-MAX_STRING = 400  # characters, where the schema sets no bound: a small model would else never close the quote
+__all__ = ["ArgumentsInvalidError", "ModelOutputInvalidError", "bound", "check_arguments", "fill"]
+
 TRIES = 2
 TOKENS = 384
-
-_OBJECT: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
-
-
-class ArgumentsInvalidError(AgentError):
-    """The arguments given for a tool do not fit its schema."""
-
-    code: ClassVar[str] = "arguments_invalid"
-    status: ClassVar[int] = 422
 
 
 class ModelOutputInvalidError(AgentError):
@@ -39,28 +31,22 @@ class ModelOutputInvalidError(AgentError):
 
 
 def check_arguments(tool: Tool, arguments: Mapping[str, JsonValue]) -> None:
-    """Check arguments against the tool's schema. Raises ArgumentsInvalidError saying where they do not fit."""
+    """Check arguments against the tool's schema as they are. Raises ArgumentsInvalidError saying where not."""
     try:
-        # An empty registry: a $ref to another place is refused, never fetched.
-        jsonschema.Draft202012Validator(dict(tool.schema), registry=Registry()).validate(dict(arguments))
-    except jsonschema.ValidationError as error:
-        where = ".".join(str(step) for step in error.absolute_path) or "arguments"
-        raise ArgumentsInvalidError(f"{tool.name}: {where}: {error.message[:300]}; nothing was run.") from error
+        problem = VALIDATORS.problem(tool.schema, dict(arguments))
+    except SchemaUnfitError as error:
+        raise ArgumentsInvalidError(f"{tool.name}: its schema cannot be checked: {error}") from error
+    if problem is not None:
+        raise ArgumentsInvalidError(f"{tool.name}: {problem}; nothing was run.")
 
 
 def bound(schema: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Return the schema for generation: only what is required, every string with an end."""
-    made: dict[str, JsonValue] = copy.deepcopy(dict(schema))
+    made = grammar_of(schema)
     properties = made.get("properties")
     required = made.get("required")
-    if isinstance(properties, dict):
-        if isinstance(required, list) and required:
-            properties = {name: value for name, value in properties.items() if name in required}
-        for value in properties.values():
-            if isinstance(value, dict) and value.get("type") == "string":
-                longest = value.get("maxLength")
-                value["maxLength"] = min(longest, MAX_STRING) if isinstance(longest, int) else MAX_STRING
-        made["properties"] = properties
+    if isinstance(properties, dict) and isinstance(required, list) and required:
+        made["properties"] = {name: value for name, value in properties.items() if name in required}
     made["additionalProperties"] = False
     return made
 
@@ -96,10 +82,8 @@ async def fill(
                     read += chunk.prompt_eval_count
                     generated += chunk.eval_count
         try:
-            # Any JSON but an object is refused here, and nesting without end, too.
-            arguments = _OBJECT.validate_json(text)
-            check_arguments(tool, arguments)
-        except (ValueError, ArgumentsInvalidError) as error:
+            arguments = fit_arguments(tool.name, tool.schema, text)
+        except ArgumentsInvalidError as error:
             reason = str(error)
             continue
         return arguments, read, generated
