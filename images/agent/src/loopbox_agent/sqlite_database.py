@@ -19,7 +19,7 @@ from typing import TypeVar, cast
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from loopbox_agent.database_errors import DatabaseDamagedError, DatabaseLockedError, explained
+from loopbox_agent.database_errors import DatabaseDamagedError, DatabaseError, DatabaseLockedError, explained
 from loopbox_agent.group_commit import Outcome, Unit, goes_apart, perform, perform_apart
 from loopbox_agent.schema_version import ensure_schema
 
@@ -148,9 +148,18 @@ def _raw(connection: Connection) -> sqlite3.Connection:
 
 @contextlib.asynccontextmanager
 async def sole_owner(path: Path, *, wait_s: float = LOCK_WAIT_S) -> AsyncIterator[None]:
-    """Hold the file's lock, so that no second agent calls this one's runs interrupted. Raises DatabaseLockedError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Hold the file's lock, so that no second agent calls this one's runs interrupted.
+
+    Raises DatabaseLockedError, DatabaseError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DatabaseError(
+            f"{path} cannot be opened ({error.strerror}); nothing was changed. "
+            "Check that its directory exists, its owner and mode, and that the disk has room."
+        ) from error
     try:
         deadline = asyncio.get_running_loop().time() + wait_s
         while True:

@@ -359,6 +359,16 @@ async def test_a_damaged_page_is_told_of_when_it_is_met(path: Path, file_url: st
             pytest.fail("it was opened")
 
 
+async def test_a_place_where_no_file_can_be_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a person's")
+    (tmp_path / "agent.db").mkdir()
+    for path, why in ((tmp_path / "file" / "agent.db", "Check that its directory"), (tmp_path / "agent.db", "Check")):
+        with pytest.raises(DatabaseError, match=why):
+            async with open_database(f"sqlite+aiosqlite:///{path}"):
+                pytest.fail("it was opened")
+    assert (tmp_path / "file").read_text() == "a person's"
+
+
 async def test_a_locked_file_is_told_of_and_used_again_when_free(path: Path, file_url: str) -> None:
     async with open_database(file_url, patience=Patience(busy_s=0.05)) as database:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
