@@ -132,7 +132,7 @@ class HaproxyGateway:
         """Make what runs equal to the files, but for the servers."""
         if parse_description(await self._ask(SHOW_INFO)) != description_of(self._config()):
             await self._reload()
-        if not self._told:
+        if not self._told and self._config().auth:  # without it nothing reads the map
             path = f"{self._config().run_dir}/{REVOKED_FILE}"
             for line in plan_map(path, self._doors.revoked, await self._ask(f"show map {path}")):
                 await self._tell(line)

@@ -99,6 +99,50 @@ async def test_status_needs_the_token_and_tells_the_truth(daemon: Daemon) -> Non
     assert "models/incoming" in status.reason
 
 
+async def test_a_users_token_opens_what_its_role_may(daemon: Daemon) -> None:
+    """And the control token is an admin, as it always was."""
+
+    async def status(method: str, path: str, token: str, **body: object) -> int:
+        headers = {"Authorization": f"Bearer {token}"}
+        async with daemon.session.request(method, daemon.url + path, headers=headers, json=body or None) as response:
+            return response.status
+
+    async def token(role: str) -> str:
+        body = {"user": "ann", "role": role, "ttl_s": 600}
+        async with daemon.session.post(f"{daemon.url}/v1/tokens", headers=daemon.auth, json=body) as response:
+            assert response.status == 201
+            assert response.headers["Cache-Control"] == "no-store"
+            return str((await response.json())["token"])
+
+    tokens = [await token(role) for role in ("viewer", "user", "operator", "admin")] + [daemon.token]
+    asked = [await status("GET", "/v1/status", one) for one in tokens]
+    assert asked == [200, 200, 200, 200, 200]
+    acted = [await status("POST", "/v1/releases/rollback", one) for one in tokens]
+    assert acted == [403, 403, 409, 409, 409]
+    listed = [await status("GET", "/v1/tokens", one) for one in tokens]
+    assert listed == [403, 403, 403, 200, 200]
+    backed = [await status("POST", "/v1/backups", one) for one in tokens]
+    assert backed == [403, 403, 403, 201, 201]
+    issued = [await status("POST", "/v1/tokens", one, user="eve", role="admin", ttl_s=600) for one in tokens]
+    assert issued == [403, 403, 403, 201, 201], "nobody makes a token that may more than its maker"
+
+
+async def test_the_gateways_socket_answers_logins_and_nothing_else(daemon: Daemon) -> None:
+    """What the gateway could be made to ask, it may ask: this is all of it."""
+    path = daemon.settings.run_dir / "gateway" / "auth.sock"
+    assert path.stat().st_mode & 0o777 == 0o600
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session:
+        for closed in ("/v1/status", "/v1/tokens", "/v1/users", "/metrics", "/healthz", "/openapi.json", "/v1/exec"):
+            async with session.get(f"http://loopd{closed}", headers=daemon.auth) as response:
+                assert response.status == 404
+        async with session.get("http://loopd/.well-known/jwks.json") as response:
+            assert response.status == 200
+        async with session.get("http://loopd/auth/whoami", headers=daemon.auth) as response:
+            assert response.status == 401, "the control token is no way in from outside"
+        async with session.post("http://loopd/auth/login", data=b"x" * 9000) as response:
+            assert response.status == 413
+
+
 async def test_roots_socket_needs_no_token_and_is_roots_alone(daemon: Daemon) -> None:
     path = daemon.settings.run_dir / "control.sock"
     assert path.stat().st_mode & 0o777 == 0o600

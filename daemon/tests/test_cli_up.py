@@ -647,7 +647,7 @@ def test_up_a_second_time_changes_nothing_and_down_and_purge_leave_what_they_say
         )
     ]
     assert "loopbox serves on http://127.0.0.1:" in lines[9]
-    assert len(lines) == 13
+    assert len(lines) == 14
 
     def files() -> dict[Path, int]:
         found = [p for root in (bench.home, host.layout.run_dir) for p in root.rglob("*")]
@@ -800,7 +800,7 @@ def test_on_a_terminal_a_step_ends_as_one_line(capsys: pytest.CaptureFixture[str
 
 def test_next_commands_name_what_works_here(bench: Bench) -> None:
     words = host_files.next_commands(bench.host)
-    assert len(words) == 3
+    assert len(words) == 4
     assert words[1] == f"LOOPBOX_HOME={bench.home} {bench.host.places.scripts / 'loopctl'} status"
 
 

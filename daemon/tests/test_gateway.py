@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -16,6 +17,7 @@ from stub_engine import Stub, serving
 
 from loopd.gateway import (
     MOST_SERVERS,
+    Doors,
     Gateway,
     GatewayDownError,
     InMemoryGateway,
@@ -28,6 +30,7 @@ from loopd.gateway import (
     route_weights,
     weights,
 )
+from loopd.keys import Keyring
 
 
 @dataclass
@@ -143,6 +146,19 @@ async def test_a_leaving_server_can_be_wanted_again(bench: Bench) -> None:
         back = (await bench.seen())["engine/old"]
         assert (back.weight, back.sessions) == (256, 1)
     assert await bench.states() == {"engine/old": ServerState.UP, "engine/new": ServerState.DRAIN}
+
+
+async def test_whom_it_lets_in_changes_nothing_else(bench: Bench, tmp_path: Path) -> None:
+    await bench.gateway.apply((route("old", 100), agent()))
+    before = {name: (s.weight, s.address) for name, s in (await bench.seen()).items()}
+    key = (await asyncio.to_thread(Keyring.open, tmp_path)).current.public_pem
+    doors = Doors(keys=(key,), revoked={"0" * 32: 2**31, "f" * 32: 2**31})
+    for wanted in (doors, doors, Doors(keys=(key,), revoked={"f" * 32: 2**31}), Doors(keys=(), revoked={})):
+        await bench.gateway.admit(wanted)
+        assert {name: (s.weight, s.address) for name, s in (await bench.seen()).items()} == before
+    await bench.down()
+    with pytest.raises(GatewayDownError):
+        await bench.gateway.admit(doors)
 
 
 async def test_wait_idle_tells_whether_the_drain_ended_in_time(bench: Bench) -> None:

@@ -120,7 +120,7 @@ async def test_who_is_unknown_takes_as_long_as_who_is_known() -> None:
     assert 0.2 < spent[0] / spent[1] < 5
 
 
-async def test_hashing_leaves_the_loop_free_and_few_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hashing_leaves_the_loop_free_and_one_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     running, most = 0, 0
 
     def slow(_: str) -> str:
@@ -134,7 +134,7 @@ async def test_hashing_leaves_the_loop_free_and_few_run_at_once(monkeypatch: pyt
     monkeypatch.setattr("loopd.passwords.HASHER", type("Slow", (), {"hash": staticmethod(slow)}))
     passwords = Passwords()
     await asyncio.gather(*(passwords.hash(PASSWORD) for _ in range(10)))
-    assert most == 2
+    assert most == 1
 
 
 # --- logins

@@ -108,6 +108,7 @@ def next_commands(host: Host) -> tuple[str, ...]:
     return (
         f'{command} ask "What is the capital of France?"',
         f"{command} status",
+        f"TOKEN=$({command} token issue)    # for a client: Authorization: Bearer $TOKEN",
         f"cp my.gguf {host.layout.incoming}/    # becomes the next model, traffic unharmed",
     )
 
