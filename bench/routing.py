@@ -266,11 +266,15 @@ def measure(client: docker.DockerClient, wrk: str) -> dict[str, float]:
             asyncio.run(attach(each, f"127.0.0.1:{ports['direct']}"))
         for port in ports.values():
             wait_port(port)
-        taken = latencies(ports, token)
+        # A gateway's log line is still being written when the next one is asked: each has a pass of its own.
+        second = latencies({name: port for name, port in ports.items() if name != "gateway"}, token)
+        taken = latencies({name: port for name, port in ports.items() if name != "doors"}, token)
+        base = {"gateway": taken["direct"], "doors": second["direct"], "peer": taken["direct"]}
+        taken["doors"] = second["doors"]
         rates = {name: throughput(wrk, port, token) for name, port in ports.items()}
         figures = {f"{name}_p{q}_ms": taken[name][i] for name in ports for i, q in ((0, 50), (1, 99))}
         for prefix, name in (("", "gateway"), ("doors_", "doors"), ("peer_", "peer")):
-            figures |= {f"{prefix}added_p{q}_ms": taken[name][i] - taken["direct"][i] for i, q in ((0, 50), (1, 99))}
+            figures |= {f"{prefix}added_p{q}_ms": taken[name][i] - base[name][i] for i, q in ((0, 50), (1, 99))}
         figures |= {"direct_rps_16": rates["direct"], "rps_16": rates["gateway"]}
         figures |= {"doors_rps_16": rates["doors"], "peer_rps_16": rates["peer"]}
         return figures | {"gateway_rss_mb": resident_mb(gateway)}
