@@ -321,10 +321,7 @@ def _paths(*, public: bool) -> str:
         lines[:0] = ["acl agent path /health /metrics", "acl agent path_beg /agents/ /health/"]
         lines[:0] = haproxy_auth.control_paths()
         lines += [
-            (
-                f"http-request return status 405 {_JSON} {wrong} hdr Allow 'GET, HEAD' "
-                "if control_get !{ method GET HEAD }"
-            ),
+            (f"http-request return status 405 {_JSON} {wrong} hdr Allow GET if control_get !{{ method GET }}"),
             f"http-request return status 405 {_JSON} {wrong} hdr Allow POST if control_post !{{ method POST }}",
         ]
     return "\n".join(f"    {line}" for line in lines)

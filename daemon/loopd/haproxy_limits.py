@@ -78,7 +78,7 @@ local function buckets(rate, burst)
         return math.max(1, math.ceil((1 - tokens) / rate))
     end
 end
-""".replace("MOST", str(MOST_KEYS))
+"""
 
 
 def limits_script(limits: RateLimits) -> str:
@@ -95,7 +95,7 @@ end, 0)
 """
         for kind, rate, burst in limits.kinds()
     ]
-    return _SCRIPT + "".join(actions)
+    return _SCRIPT.replace("MOST", str(MOST_KEYS)) + "".join(actions)
 
 
 def limit_rules(limits: RateLimits, kind: str, condition: str, refusal: str) -> str:

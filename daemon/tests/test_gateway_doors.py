@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 from real_haproxy import agent, open_haproxy, route
 from stub_engine import Stub, serving
 
+from loopd import haproxy_limits
 from loopd.gateway import GatewayDownError
 from loopd.haproxy_auth import SOCKET
 from loopd.haproxy_config import AuthOffError, GatewayConfig
@@ -69,6 +70,7 @@ PATHS = {
     ("GET", "/v1/status"): (404, 404, 404, 404, 404),
     ("GET", "/auth/login"): (405, 405, 405, 405, 405),
     ("POST", "/auth/whoami"): (405, 405, 405, 405, 405),
+    ("HEAD", "/auth/whoami"): (405, 405, 405, 405, 405),
     ("GET", "/auth/"): (404, 404, 404, 404, 404),
     ("GET", "/AUTH/whoami"): (404, 404, 404, 404, 404),
     ("GET", "/auth/whoami/../../v1/users"): (404, 404, 404, 404, 404),
@@ -325,6 +327,18 @@ async def test_after_a_minute_of_silence_a_bucket_is_forgotten_and_full(tmp_path
         for _ in range(3):
             assert [code for code, _ in await burst(door, 4, token)][:2] == [200, 200]
             await asyncio.sleep(0.3)
+
+
+async def test_while_there_are_too_many_users_the_new_ones_share_a_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is remembered is bounded, and whoever brings ever new names gets no more for it."""
+    monkeypatch.setattr(haproxy_limits, "MOST_KEYS", 2)
+    async with open_gateway(tmp_path, user_rate=0.01, user_burst=1) as (desk, door):
+        codes = []
+        for user in ("ann", "bob", "cy", "dan", "eve", "ann"):
+            codes += [code for code, _ in await burst(door, 1, await desk.issue(user, Role.USER))]
+        assert codes == [200, 200, 200, 429, 429, 429]
 
 
 async def test_limits_that_are_off_are_not_in_the_script() -> None:
