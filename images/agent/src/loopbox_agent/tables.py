@@ -187,6 +187,16 @@ quarantine = Table(
     Index("quarantine_of_user", "user_id"),
 )
 
+mcp_servers = Table(
+    "mcp_servers",
+    metadata,
+    Column("id", _ROW, primary_key=True),
+    Column("user_id", _USER, nullable=False),
+    Column("name", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+    UniqueConstraint("user_id", "name"),
+)
+
 #: What text search reads: table by name; its column is "text".
 SEARCHED = ("memories", "passages")
 

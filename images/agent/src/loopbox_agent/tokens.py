@@ -1,5 +1,6 @@
-"""tokens: owns the counting of tokens before the engine does it: exact where the engine has told, estimated above it
-for the rest.
+"""tokens: owns the counting of tokens before the engine does it.
+
+Exact where the engine has told, estimated above it for the rest.
 
 A text's tokens are estimated from its bytes by kind (letters, digits, marks, white space, and the lead bytes of each
 script), since a tokenizer spends very different lengths on them. The rates begin on the high side and are learnt from
