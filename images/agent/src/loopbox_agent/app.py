@@ -12,7 +12,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from loopbox_agent import routes_health, routes_memory, routes_review, routes_runs, routes_threads, run_socket
+from loopbox_agent import (
+    routes_health,
+    routes_memory,
+    routes_review,
+    routes_runs,
+    routes_threads,
+    routes_tools,
+    run_socket,
+)
 from loopbox_agent.bodies import faults_of
 from loopbox_agent.correlate import Correlate
 from loopbox_agent.errors import AgentError, error_body, error_response, response_of
@@ -33,7 +41,7 @@ def build_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="loopbox agent", version=package_version(), lifespan=lifespan)
     app.add_middleware(Correlate)
     _handle_errors(app)
-    for module in (routes_runs, run_socket, routes_threads, routes_memory, routes_review, routes_health):
+    for module in (routes_runs, run_socket, routes_threads, routes_memory, routes_review, routes_tools, routes_health):
         app.include_router(module.router)
     return app
 

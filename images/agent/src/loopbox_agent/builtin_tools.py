@@ -176,7 +176,7 @@ _TABLE = (
         "memory", "remember", "facts",
     ),
     _tool(
-        "recall", "Find facts that were remembered earlier.", _Find, Builtins.recall, "read", "memory", "recall", "facts"
+        "recall", "Find facts remembered earlier.", _Find, Builtins.recall, "read", "memory", "recall", "facts"
     ),
     _tool(
         "search_knowledge", "Search the user's documents.", _Find, Builtins.search_knowledge, "read",

@@ -14,15 +14,20 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from loopbox_agent.audit import Audit
+from loopbox_agent.builtin_tools import Builtins
 from loopbox_agent.engine import Engine, EngineUnavailableError
 from loopbox_agent.hub import Hub
+from loopbox_agent.mcp_servers import McpServers
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.reviews import Reviews
 from loopbox_agent.runs import AgentWork, Kit
 from loopbox_agent.sandbox import Broker
+from loopbox_agent.server_store_sql import SqlServerStore
 from loopbox_agent.settings import Settings
 from loopbox_agent.slots import Slots
 from loopbox_agent.store import Store, open_store
+from loopbox_agent.toolkit import Toolkit
+from loopbox_agent.web_search import WebSearch
 
 READY_CACHE_S = 1.0
 READY_PROBE_S = 2.0
@@ -41,6 +46,8 @@ class Parts:
     store: Store
     audit: Audit
     reviews: Reviews
+    toolkit: Toolkit
+    servers: McpServers
     started_at: float = field(default_factory=time.monotonic)
     _checked_at: float = float("-inf")
     _reason: str = ""
@@ -79,13 +86,21 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         engine, broker = Engine(settings, metrics), Broker(settings)
         stack.push_async_callback(engine.close)
         stack.push_async_callback(broker.close)
-        kit = Kit(settings, engine, broker, metrics, store, audit)
+        proxy = settings.egress_proxy or None
+        web = WebSearch(settings.search_url or None, proxy)
+        stack.push_async_callback(web.close)
+        servers = McpServers(SqlServerStore(store.database), secrets_dir=settings.secrets_dir, proxy=proxy)
+        stack.push_async_callback(servers.close)
+        toolkit = Toolkit(broker=broker, builtins=Builtins(store, web), servers=servers)
+        kit = Kit(settings, engine, toolkit, metrics, store, audit)
         slots = Slots(settings.max_concurrent_runs, metrics)
         hub = Hub(settings, slots, metrics, store.run_log, lambda run, asked: AgentWork(kit, run, asked))
         sending = asyncio.create_task(audit.send_forever(), name="audit")
         stack.callback(sending.cancel)
         stack.push_async_callback(hub.close)
-        yield Parts(settings, metrics, engine, broker, hub, slots, store, audit, Reviews(store, audit))
+        yield Parts(
+            settings, metrics, engine, broker, hub, slots, store, audit, Reviews(store, audit), toolkit, servers
+        )
 
 
 def package_version() -> str:

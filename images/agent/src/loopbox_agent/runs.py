@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import structlog
-from pydantic import JsonValue
 from pydantic_ai import Agent, ModelRetry, RunContext, UsageLimits
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
 from pydantic_ai.messages import (
@@ -27,7 +28,8 @@ from pydantic_ai.messages import (
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import Tool as OfferedTool
 
-from loopbox_agent.audit import Audit
+from loopbox_agent.audit import Audit, Scalar
+from loopbox_agent.builtin_tools import Place
 from loopbox_agent.engine import Engine
 from loopbox_agent.forced import ArgumentsInvalidError, ModelOutputInvalidError, check_arguments, fill
 from loopbox_agent.hub import Work
@@ -35,11 +37,15 @@ from loopbox_agent.live_run import LiveRun
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.model import OllamaModel
 from loopbox_agent.run_records import RunRequest, RunResult, RunStatus, ToolCallView, ToolChoice, Usage
-from loopbox_agent.sandbox import Broker, Sandbox
+from loopbox_agent.run_tools import RunTools
 from loopbox_agent.settings import Settings
 from loopbox_agent.store import Store
+from loopbox_agent.tool_offer import ToolForbiddenError
+from loopbox_agent.tool_spec import ToolSpec
+from loopbox_agent.toolkit import Toolkit, Tools, Wanted
 from loopbox_agent.turn_end import close_turn
 
+READERS = frozenset({"read_file", "list_files", "search_files", "glob"})  # calls that leave a workspace as it was
 LEASE_SLACK_S = 30.0  # for a run that ends at its limit to be saved
 
 log = structlog.get_logger("agent.runs")
@@ -51,7 +57,7 @@ class Kit:
 
     settings: Settings
     engine: Engine
-    broker: Broker
+    toolkit: Toolkit
     metrics: Metrics
     store: Store
     audit: Audit
@@ -86,16 +92,53 @@ class AgentWork(Work):
 
     async def carry_out(self) -> RunStatus:
         """Do it. Raises AgentError."""
+        self._audit("run.started", instruction=len(self.asked.instruction), tools=",".join(self.asked.tools)[:500])
         async with AsyncExitStack() as stack:
             history = await self._hold_thread(stack) if self.run.thread else []
-            sandbox = None
-            if self.asked.wants_tools:
-                sandbox = await stack.enter_async_context(self.kit.broker.borrow(self.run.id))
-            if self.asked.tool_choice and sandbox:
-                await self._forced(self.asked.tool_choice, sandbox)
+            tools = await self._open_tools(stack) if self.asked.wants_tools else None
+            if self.asked.tool_choice and tools:
+                await self._forced(self.asked.tool_choice, tools)
             else:
-                await self._free(sandbox, history)
+                await self._free(tools, history)
         return "completed"
+
+    def _audit(self, event: str, **detail: Scalar) -> None:
+        run = self.run
+        self.kit.audit.tell(event, run.principal, run.id, correlation_id=run.correlation_id, **detail)
+
+    async def _open_tools(self, stack: AsyncExitStack) -> RunTools:
+        asked, kit = self.asked, self.kit
+        choice = (asked.tool_choice.name,) if asked.tool_choice else ()
+        wanted = Wanted(
+            place=Place(self.run.principal.user, self.run.id, self.run.thread),
+            principal=self.run.principal,
+            names=tuple(dict.fromkeys((*asked.tools, *choice))),
+            capabilities=tuple(asked.capabilities),
+            hosts=tuple(asked.hosts),
+        )
+        tools = await kit.toolkit.open(wanted, stack)
+        if tools.sandbox is not None and self.run.thread:
+            await self._hold_workspace(stack, tools)
+        made = RunTools(self.run, tools, kit.store.calls, kit.audit, kit.metrics, kit.settings.max_tool_calls)
+        self.made = made.made
+        return made
+
+    async def _hold_workspace(self, stack: AsyncExitStack, tools: Tools) -> None:
+        """Fill the sandbox with the conversation's files, and keep what the run leaves of them."""
+        path = self.kit.store.workspace(self.run.thread or "")
+        sandbox = tools.sandbox
+        if sandbox is None:
+            return
+        if await asyncio.to_thread(path.is_file):
+            await sandbox.workspace.import_(path)
+            tools.caller.schedule.distrust(f"sandbox:{self.run.id}")
+
+        async def keep() -> None:
+            if not sandbox.broken and any(call.name not in READERS for call in self.made):
+                with anyio.CancelScope(shield=True):
+                    await sandbox.workspace.export(path, most=self.kit.settings.max_workspace_bytes)
+
+        stack.push_async_callback(keep)
 
     async def _hold_thread(self, stack: AsyncExitStack) -> list[ModelMessage]:
         """Return the conversation so far, which nobody else adds to until this run's part of it is saved."""
@@ -114,8 +157,11 @@ class AgentWork(Work):
             tokens = self.usage.input_tokens + self.usage.output_tokens
             await self.kit.store.threads.append(thread, self.run.id, added, tokens)
 
-    async def _forced(self, choice: ToolChoice, sandbox: Sandbox) -> None:
-        tool = sandbox.require(choice.name)
+    async def _forced(self, choice: ToolChoice, tools: RunTools) -> None:
+        tool = next((tool for tool in tools.tools.offer.tools if tool.name == choice.name), None)
+        if tool is None:
+            left = next((left.reason for left in tools.tools.offer.left_out if left.name == choice.name), "")
+            raise ToolForbiddenError(f"The tool {choice.name} may not be used: {left}; nothing was run.")
         if choice.arguments is None:
             arguments, read, generated = await fill(
                 self.kit.engine, self.kit.settings, tool, self.asked.instruction, seed=self.asked.seed
@@ -124,8 +170,8 @@ class AgentWork(Work):
         else:
             arguments = choice.arguments
             check_arguments(tool, arguments)
-        self.output = await self._call(sandbox, tool.name, arguments)
         call = ToolCallPart(tool.name, arguments, f"call_{self.run.id[4:]}")
+        self.output = (await tools.call(tool, call.tool_call_id, arguments)).text
         self.added = (
             ModelRequest.user_text_prompt(self.asked.instruction),
             ModelResponse([call]),
@@ -134,13 +180,12 @@ class AgentWork(Work):
         )
         self.whole = True
 
-    async def _free(self, sandbox: Sandbox | None, history: Sequence[ModelMessage]) -> None:
+    async def _free(self, tools: RunTools | None, history: Sequence[ModelMessage]) -> None:
         asked, settings = self.asked, self.kit.settings
-        tools = [self._offer(sandbox, name) for name in dict.fromkeys(asked.tools)] if sandbox else []
         agent = Agent(
             OllamaModel(self.kit.engine, settings),
             instructions=asked.system,
-            tools=tools,
+            tools=[self._offer(tools, tool) for tool in tools.tools.offer.tools] if tools else [],
             output_type=str,
             retries=2,
         )
@@ -175,38 +220,18 @@ class AgentWork(Work):
         self.output = run.result.output if run.result else ""
         self.whole = True
 
-    def _offer(self, sandbox: Sandbox, name: str) -> OfferedTool[None]:
-        tool = sandbox.require(name)
-
-        async def call(_: RunContext[None], **arguments: Any) -> str:  # Any: JSON by the tool's own schema
+    @staticmethod
+    def _offer(tools: RunTools, tool: ToolSpec) -> OfferedTool[None]:
+        async def call(context: RunContext[None], **arguments: Any) -> str:  # Any: JSON by the tool's own schema
             try:
                 check_arguments(tool, arguments)
             except ArgumentsInvalidError as error:
                 raise ModelRetry(str(error)) from error  # told to the model, which may try again
-            return await self._call(sandbox, name, arguments)
+            return (await tools.call(tool, context.tool_call_id or secrets.token_hex(8), arguments)).text
 
         return OfferedTool.from_schema(
-            call, name=name, description=tool.description, json_schema=dict(tool.schema), takes_ctx=True
+            call, name=tool.name, description=tool.description, json_schema=dict(tool.schema), takes_ctx=True
         )
-
-    async def _call(self, sandbox: Sandbox, name: str, arguments: Mapping[str, JsonValue]) -> str:
-        """Call a tool; return its text for the model."""
-        if len(self.made) >= self.kit.settings.max_tool_calls:
-            return "No further tool call is allowed in this run; answer with what you have."
-        self.run.tell("tool.started", {"name": name, "arguments": dict(arguments)})
-        begun = time.monotonic()
-        outcome = await sandbox.call(name, arguments)
-        view = ToolCallView(
-            name=name,
-            arguments=dict(arguments),
-            result=dict(outcome.result),
-            is_error=outcome.is_error,
-            duration_ms=round((time.monotonic() - begun) * 1000),
-        )
-        self.made.append(view)
-        self.kit.metrics.tool_calls.labels(tool=name, outcome="error" if outcome.is_error else "ok").inc()
-        self.run.tell("tool.finished", view.model_dump(mode="json"))
-        return outcome.text
 
 
 def _text(event: object) -> str | None:

@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     backup_every_s: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  #: of the database; 0: never
     backups_kept: int = Field(default=7, ge=1, le=1000)
     max_workspace_bytes: int = Field(default=256 << 20, ge=1 << 20, le=16 << 30)  #: of one thread's files
+    search_url: str = ""  #: a SearxNG that answers format=json; '': no web search
+    secrets_dir: Path | None = None  #: files that headers of MCP servers name
+    egress_proxy: str = ""  #: unix:/run/egress/egress.sock where hosts were granted; '': the agent has no way out
     max_concurrent_runs: int = Field(default=128, ge=1, le=10_000)
     run_timeout_s: Seconds = 300.0
     tool_timeout_s: Seconds = 120.0  #: of one tool call; the tool runner has tighter limits of its own

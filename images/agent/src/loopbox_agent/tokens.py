@@ -209,7 +209,7 @@ def _known(message: ModelMessage) -> int | None:
 def _bounds(place: int) -> tuple[float, float]:
     if place < len(_KINDS):
         return _KINDS[place].least, _KINDS[place].most
-    return (_MESSAGE if place == len(_KINDS) else _PROMPT)[1:]  # type: ignore[return-value]  # two of three are left
+    return (_MESSAGE if place == len(_KINDS) else _PROMPT)[1:]
 
 
 def _told(tool: ToolDefinition) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Literal
 
 import structlog
 
@@ -14,7 +13,7 @@ from loopbox_agent.mcp_servers import McpServers
 from loopbox_agent.principal import Principal
 from loopbox_agent.sandbox import Broker, Kind, Sandbox
 from loopbox_agent.tool_caller import Caller
-from loopbox_agent.tool_offer import ROLES, Asking, Band, Bounds, Offer, RoleTable, for_run
+from loopbox_agent.tool_offer import Asking, Band, Bounds, Offer, RoleTable, for_run
 from loopbox_agent.tool_registry import Registry, Source, merge
 from loopbox_agent.tool_schedule import Schedule
 from loopbox_agent.tool_spec import ToolSpec
@@ -74,20 +73,19 @@ class Toolkit:
     async def open(self, wanted: Wanted, stack: AsyncExitStack) -> Tools:
         """Return a run's tools; what they hold is given back by ``stack``. Raises AgentError."""
         user = wanted.place.user
-        kind: Kind = BROWSER if any(_is_browsers(word) for word in (*wanted.names, *wanted.capabilities)) else "tools"
+        kind: Kind = "browser" if any(_is_browsers(word) for word in (*wanted.names, *wanted.capabilities)) else "tools"
         sandbox: Sandbox | None = None
         if kind not in self._listed or self._needs_sandbox(wanted, await self._merged(user, self._listed[kind])):
             hosts = () if wanted.band != "allow" else wanted.hosts
-            sandbox = await stack.enter_async_context(
-                self.broker.borrow(wanted.place.run, wanted.ttl_s, kind, hosts)
-            )
+            sandbox = await stack.enter_async_context(self.broker.borrow(wanted.place.run, wanted.ttl_s, kind, hosts))
             self._listed[kind] = tuple(sandbox.tools.values())
+        schedule = Schedule()
         registry = await self._merged(user, self._listed[kind])
         offer = for_run(registry, self._asking(wanted), self.roles, self.bounds)
         for left in offer.left_out:
             log.info("tool.left_out", tool=left.name, reason=left.reason)
         caller = Caller(
-            schedule=Schedule(),
+            schedule=schedule,
             sandbox=sandbox,
             session=wanted.place.run,
             builtins=self.builtins.calls(wanted.place),
@@ -110,15 +108,10 @@ class Toolkit:
         return Asking(
             names=wanted.names,
             capabilities=wanted.capabilities,
-            role=role_name(wanted.principal),
+            role=wanted.principal.role,
             band=wanted.band,
             network_granted=bool(wanted.hosts),
         )
-
-
-def role_name(principal: Principal) -> Literal["viewer", "user", "operator", "admin"]:
-    """Return the role in the form of the tools' table."""
-    return ROLES[int(principal.role)]
 
 
 def _is_browsers(word: str) -> bool:

@@ -1,0 +1,79 @@
+"""run_tools: owns the making of one run's tool calls: told of, journaled, counted, audited."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from loopbox_agent.audit import Audit
+from loopbox_agent.call_journal import CallJournal, Repeat, Unknown
+from loopbox_agent.live_run import LiveRun
+from loopbox_agent.metrics import Metrics
+from loopbox_agent.run_records import ToolCallView
+from loopbox_agent.sandbox import Outcome
+from loopbox_agent.tool_spec import ToolSpec
+from loopbox_agent.toolkit import Tools
+
+ENOUGH = "No further tool call is allowed in this run; answer with what you have."
+UNSURE = (
+    "This call was begun before and nobody saw its end: it may have been done. It was not run again. "
+    "Look what is there, then decide."
+)
+
+
+@dataclass
+class RunTools:
+    """Calls tools for one run, and for its sub-agents."""
+
+    run: LiveRun
+    tools: Tools
+    journal: CallJournal
+    audit: Audit
+    metrics: Metrics
+    most: int
+    made: list[ToolCallView] = field(default_factory=list)
+
+    async def call(self, tool: ToolSpec, call_id: str, arguments: Mapping[str, JsonValue]) -> Outcome:
+        """Make a call; what it does to the world is journaled before and after. Raises ToolBrokeError."""
+        if len(self.made) >= self.most:
+            return Outcome(ENOUGH, {"text": ENOUGH}, is_error=True)
+        self.run.tell("tool.started", {"name": tool.name, "call_id": call_id, "arguments": dict(arguments)})
+        begun = time.monotonic()
+        outcome = await self._journaled(tool, call_id, arguments)
+        view = ToolCallView(
+            name=tool.name,
+            arguments=dict(arguments),
+            result=dict(outcome.result),
+            is_error=outcome.is_error,
+            duration_ms=round((time.monotonic() - begun) * 1000),
+        )
+        self.made.append(view)
+        self.metrics.tool_calls.labels(tool=tool.name, outcome="error" if outcome.is_error else "ok").inc()
+        self.audit.tell(
+            "tool.called",
+            self.run.principal,
+            tool.name,
+            correlation_id=self.run.correlation_id,
+            run=self.run.id,
+            source=tool.source,
+            failed=outcome.is_error,
+            ms=view.duration_ms,
+        )
+        self.run.tell("tool.finished", {**view.model_dump(mode="json"), "call_id": call_id})
+        return outcome
+
+    async def _journaled(self, tool: ToolSpec, call_id: str, arguments: Mapping[str, JsonValue]) -> Outcome:
+        if tool.effect == "read":  # it may simply run again
+            return await self.tools.caller.call(tool, arguments)
+        match await self.journal.begin(self.run.id, call_id, tool.name, dict(arguments), "write"):
+            case Repeat(result=result, is_error=is_error):
+                known = result if isinstance(result, dict) else {"text": result}
+                return Outcome(str(known.get("text", known)), known, is_error=is_error)
+            case Unknown():
+                return Outcome(UNSURE, {"text": UNSURE}, is_error=True)
+        outcome = await self.tools.caller.call(tool, arguments)
+        await self.journal.finish(self.run.id, call_id, {"text": outcome.text}, is_error=outcome.is_error)
+        return outcome
