@@ -101,6 +101,23 @@ class EgressSettings(BaseModel):
         return value
 
 
+class AgentSettings(BaseModel):
+    """The agent's own settings, handed on to its container. Seconds and bytes."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    memory_bytes: Annotated[int, Field(ge=256 << 20)] = 512 << 20
+    max_turns: Annotated[int, Field(ge=1, le=100)] = 8  #: model turns of one run
+    max_tool_calls: Annotated[int, Field(ge=1, le=1000)] = 32  #: of one run
+    run_timeout_s: Annotated[float, Field(gt=0, le=86400)] = 300.0
+    max_concurrent_runs: Annotated[int, Field(ge=1, le=10_000)] = 128
+    database_url: Annotated[str, Field(pattern=r"^(|postgresql\+asyncpg://[^\s]{1,500})$")] = (
+        ""  #: empty: SQLite
+    )
+    search_url: Annotated[str, Field(pattern=r"^(|https?://[^\s]{1,500})$")] = ""  #: a SearxNG; '': no web search
+    secrets_dir: Path | None = None  #: files that it may read: database-password, headers of MCP servers
+
+
 class CanaryStep(BaseModel):
     """One stage of a canary: this share of the traffic, until enough was seen or its time is over."""
 
@@ -278,6 +295,7 @@ class Settings(BaseSettings):
     log_level: Annotated[str, Field(pattern=r"^(debug|info|warning|error)$")] = "info"
     sandbox: SandboxSettings = SandboxSettings()
     egress: EgressSettings = EgressSettings()
+    agent: AgentSettings = AgentSettings()
     rollout: RolloutSettings = RolloutSettings()
     supervise: SuperviseSettings = SuperviseSettings()
     registry: RegistrySettings = RegistrySettings()

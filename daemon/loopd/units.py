@@ -31,6 +31,8 @@ ENGINE_PORT = 11434
 AGENT_PORT = 8000
 
 AGENT_STATE = "/var/lib/agent"
+AGENT_EGRESS = "/run/egress"
+AGENT_SECRETS = "/run/secrets"
 
 TOOL_SOCKET = "mcp.sock"
 EGRESS_SOCKET = "egress.sock"
@@ -209,18 +211,33 @@ def agent_unit(settings: Settings, image: str, *, internal_address: str) -> Unit
         "AGENT_BROKER_SOCKET": "/run/broker/broker.sock",
         "AGENT_LEASES_DIR": "/run/leases",
         "AGENT_PORT": str(AGENT_PORT),
+        "AGENT_MAX_TURNS": str(settings.agent.max_turns),
+        "AGENT_MAX_TOOL_CALLS": str(settings.agent.max_tool_calls),
+        "AGENT_RUN_TIMEOUT_S": str(settings.agent.run_timeout_s),
+        "AGENT_MAX_CONCURRENT_RUNS": str(settings.agent.max_concurrent_runs),
+        "AGENT_DATABASE_URL": settings.agent.database_url,
+        "AGENT_SEARCH_URL": settings.agent.search_url,
     }
+    if settings.egress.agent:
+        environment["AGENT_EGRESS_PROXY"] = f"unix:{AGENT_EGRESS}/{EGRESS_SOCKET}"
+    secrets: tuple[Mount, ...] = ()
+    if settings.agent.secrets_dir is not None:
+        environment["AGENT_SECRETS_DIR"] = AGENT_SECRETS
+        environment["AGENT_DATABASE_PASSWORD_FILE"] = f"{AGENT_SECRETS}/database-password"
+        secrets = (Mount(source=str(settings.agent.secrets_dir), target=AGENT_SECRETS, read_only=True),)
     return Unit(
         name=AGENT,
         image=image,
         user=f"{AGENT_UID}:{AGENT_UID}",
         network="internal",
-        limits=Limits(memory_bytes=512 << 20, pids=128, weight=SERVING_WEIGHT),
+        limits=Limits(memory_bytes=settings.agent.memory_bytes, pids=128, weight=SERVING_WEIGHT),
         environment=tuple(sorted(environment.items())),
         mounts=(
             Mount(source=str(layout.broker), target="/run/broker", read_only=True),
             Mount(source=str(layout.leases), target="/run/leases", read_only=True),
             Mount(source=str(layout.agent), target=AGENT_STATE),
+            Mount(source=str(layout.egress), target=AGENT_EGRESS, read_only=True),
+            *secrets,
         ),
     )
 
