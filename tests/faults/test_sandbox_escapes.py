@@ -327,6 +327,23 @@ def test_a_session_that_is_over_has_no_way_back(host: Rig) -> None:
         assert box.stat().st_mode & 0o7777 in (0o700, 0o711)  # starting or warm ones: never lent
 
 
+def test_tools_work_under_all_that_holds_them(host: Rig) -> None:
+    with lent(host) as session:
+        assert (
+            session.bash("seq 3 | sort -r | head -n 1; mkfifo f; (echo x > f &); cat f; date +%Y | wc -c")
+            == "3\nx\n5\n"
+        )
+        code = "import subprocess, threading, multiprocessing.pool, sqlite3, ssl, socket, asyncio\n"
+        code += "print(multiprocessing.pool.ThreadPool(2).map(abs, [-1]), socket.getfqdn() != '')\n"
+        code += "print(asyncio.run(asyncio.wait_for(asyncio.sleep(0, 1), 5)), subprocess.check_output(['true']))"
+        assert session.python(code) == "[1] True\n1 b''\n"
+        script = "const {Worker} = require('worker_threads');"
+        script += "new Worker('postMessage', {eval: true}).on('error', () => {}).on('exit', () => {"
+        script += "const names = Object.keys(require('os').networkInterfaces());"
+        script += "console.log(names, require('child_process').execSync('echo y') + '')})"
+        assert session.call("javascript", code=script)["stdout"] == "[ 'lo' ] y\n\n"
+
+
 def test_how_many_attempts_there_were(capsys: pytest.CaptureFixture[str]) -> None:
     """After the others."""
     with capsys.disabled():
