@@ -37,6 +37,7 @@ from loopd.backups import open_shelf
 from loopd.bake import Baker
 from loopd.blobs import Blobs
 from loopd.boot import STARTED, read_host_times
+from loopd.boxes import Boxes
 from loopd.collect import Collector
 from loopd.config import ConfigError, Settings, load_settings
 from loopd.docker_engine import Connection, DockerEngine
@@ -295,13 +296,13 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
         broker = Broker(
             settings=settings,
             layout=layout,
-            engine=engine,
+            boxes=Boxes(
+                settings=settings, layout=layout, engine=engine, toolbox=toolbox, images=sandbox_images(images)
+            ),
             leases=Leases(database),
             ledger=ledger,
             metrics=metrics,
-            toolbox=toolbox,
             egress=egress,
-            images=sandbox_images(images),
         )
         blobs = Blobs(layout)
         intake = Intake(

@@ -8,37 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import shutil
-from collections.abc import Coroutine, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
 
+from loopd.boxes import Boxes
 from loopd.config import Settings
 from loopd.egress import Egress
 from loopd.egress_rules import Rule, grant
-from loopd.engine import Engine, Instance, InstanceState, Unit
+from loopd.engine import InstanceState
 from loopd.errors import LoopdError, NotFoundError, UnavailableError
 from loopd.lease import Lease, Leases
 from loopd.ledger import Ledger
-from loopd.loading import own
 from loopd.metrics import Metrics
 from loopd.pool import Need, Pool, plan_fill
-from loopd.toolbox import Toolbox
 from loopd.units import (
     EGRESS_SOCKET,
-    SANDBOX_PREFIX,
-    SANDBOX_WEIGHT,
-    TOOL_SOCKET,
-    TOOLRUNNER_UID,
     Layout,
     SandboxKind,
-    sandbox_unit,
 )
 
 READY_S = 20.0  # container start to tool runner answering
@@ -77,14 +69,11 @@ class Broker:
 
     settings: Settings
     layout: Layout
-    engine: Engine
+    boxes: Boxes
     leases: Leases
     ledger: Ledger
     metrics: Metrics
-    toolbox: Toolbox
     egress: Egress
-    images: Mapping[SandboxKind, str]  #: of each kind that this host has
-    runtime: str = ""  #: that sandboxes run in; '' before adopt(), and for the engine's own
     _pools: dict[SandboxKind, Pool] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _held: dict[str, Lease] = field(default_factory=dict)  #: by id; state.db's leases
@@ -97,7 +86,7 @@ class Broker:
         """Make a pool for each kind there is."""
         box = self.settings.sandbox
         targets: dict[SandboxKind, int] = {"tools": box.warm, "browser": box.browser_warm}
-        self._pools = {kind: Pool(target=targets[kind]) for kind in self.images}
+        self._pools = {kind: Pool(target=targets[kind]) for kind in self.boxes.images}
 
     @property
     def warm(self) -> list[str]:
@@ -150,13 +139,7 @@ class Broker:
 
     async def adopt(self) -> None:
         """Take over sandboxes of an earlier loopd: lent ones stay lent, warm ones of the same kind stay warm."""
-        await self.engine.open()
-        self.runtime = await self._choose_runtime()
-        running = {
-            i.unit.removeprefix(SANDBOX_PREFIX): i
-            for i in await self.engine.observe()
-            if i.unit.startswith(SANDBOX_PREFIX)
-        }
+        running = await self.boxes.open()
         for lease in await self.leases.all():
             self._held[lease.id] = lease
             if lease.sandbox not in running or running[lease.sandbox].state is not InstanceState.RUNNING:
@@ -167,14 +150,11 @@ class Broker:
         for sandbox, instance in running.items():
             if sandbox in lent:
                 continue
-            kind = None if self._was_lent(sandbox) else self._kind_of(sandbox, instance)
-            if kind and instance.state is InstanceState.RUNNING and await self._answers(sandbox):
-                await asyncio.to_thread(self._take_back, sandbox)
-                await self.engine.weigh(f"{SANDBOX_PREFIX}{sandbox}", SANDBOX_WEIGHT)
+            if (kind := await self.boxes.find_fresh(sandbox, instance)) is not None:
                 self._pools[kind].offer(sandbox)
             else:
-                await self._discard(sandbox)
-        await asyncio.to_thread(self._sweep, {*running}, {*self._held})
+                await self.boxes.discard(sandbox)
+        await asyncio.to_thread(self.boxes.sweep, {*running}, {*self._held})
 
     async def acquire(
         self,
@@ -219,7 +199,7 @@ class Broker:
             try:
                 if rules:
                     await self._grant(lease, rules)
-                await asyncio.to_thread(self._link, lease)
+                await asyncio.to_thread(self.boxes.link, lease)
                 self._writing[lease.id] = self._spawn(self.leases.add(lease))
             except BaseException:
                 await asyncio.shield(self._end(lease, "it could not be lent"))
@@ -231,7 +211,8 @@ class Broker:
     async def renew(self, lease_id: str, ttl_s: float) -> Lease:
         """Let a lease end ``ttl_s`` seconds from now, within the settings' bounds. Raises NotFoundError."""
         box = self.settings.sandbox
-        lease = self._lease(lease_id).renewed(datetime.now(UTC), min(ttl_s, box.lease_s), life_s=box.life_s)
+        held = await self._lease(lease_id)
+        lease = held.renewed(datetime.now(UTC), min(ttl_s, box.lease_s), life_s=box.life_s)
         self._held[lease.id] = lease
         await self._written(lease_id)
         await self.leases.extend(lease)
@@ -239,7 +220,7 @@ class Broker:
 
     async def release(self, lease_id: str, *, reason: str = "given back") -> None:
         """End a lease and remove its container. Raises NotFoundError."""
-        await self._end(self._lease(lease_id), reason)
+        await self._end(await self._lease(lease_id), reason)
         self._wake.set()
 
     def release_soon(self, lease_id: str) -> None:
@@ -270,12 +251,12 @@ class Broker:
 
     async def _drop_dead(self) -> None:
         self._looked_at = asyncio.get_running_loop().time()
-        alive = {i.unit for i in await self.engine.observe() if i.state is InstanceState.RUNNING}
+        alive = await self.boxes.alive()
         for pool in self._pools.values():
-            for sandbox in [s for s in pool.warm if f"{SANDBOX_PREFIX}{s}" not in alive]:
+            for sandbox in [s for s in pool.warm if s not in alive]:
                 if sandbox in pool.warm:  # else it was lent while we looked
                     pool.warm.remove(sandbox)
-                    await self._discard(sandbox)
+                    await self.boxes.discard(sandbox)
 
     def _start_missing(self, *, quiet: bool) -> list[asyncio.Task[None]]:
         plan = self._plan()
@@ -292,27 +273,20 @@ class Broker:
             at_once=box.starting - starting,
         )
         for kind in plan.evict:
-            self._spawn(self._discard(self._pools[kind].warm.pop(0)))
+            self._spawn(self.boxes.discard(self._pools[kind].warm.pop(0)))
         return plan.start
 
     async def _start(self, kind: SandboxKind, *, quiet: bool) -> None:
-        sandbox = secrets.token_hex(6)
         pool = self._pools[kind]
         try:
-            try:
-                await asyncio.to_thread(self._make_directory, sandbox)
-                await self.engine.apply(self._unit(sandbox, kind))
-                await self._wait_answering(sandbox)
-                await self.engine.weigh(f"{SANDBOX_PREFIX}{sandbox}", SANDBOX_WEIGHT)
-                await asyncio.to_thread(self._take_back, sandbox)
-            finally:
-                pool.starting -= 1
-        except BaseException as error:
-            await asyncio.shield(self._discard(sandbox))
-            if quiet and isinstance(error, LoopdError):
-                log.warning("sandbox.start_failed", kind=kind, error=str(error))
-                return  # the next look tries again
-            raise
+            sandbox = await self.boxes.start(kind)
+        except LoopdError as error:
+            if not quiet:
+                raise
+            log.warning("sandbox.start_failed", kind=kind, error=str(error))
+            return  # the next look tries again
+        finally:
+            pool.starting -= 1
         pool.offer(sandbox)
         self._wake.set()
 
@@ -332,25 +306,14 @@ class Broker:
         if held >= most:
             raise TooManyLeasesError(f"this session holds {held} sandboxes, and may hold {most}: give one back first")
 
-    async def _choose_runtime(self) -> str:
-        """Return the runtime to name to the engine; '' for its own. A named one that is missing fails the starts."""
-        asked = self.settings.sandbox.runtime
-        if asked != "auto":
-            return asked
-        return GVISOR if GVISOR in await self.engine.runtimes() else ""
-
-    def _unit(self, sandbox: str, kind: SandboxKind) -> Unit:
-        return sandbox_unit(self.settings, self.images[kind], sandbox, kind=kind, runtime=self.runtime)
-
-    def _kind_of(self, sandbox: str, instance: Instance) -> SandboxKind | None:
-        """Return the kind whose specification, as it is today, a container has."""
-        kinds = (kind for kind in self._pools if self._unit(sandbox, kind).fingerprint == instance.fingerprint)
-        return next(kinds, None)
-
-    def _lease(self, lease_id: str) -> Lease:
-        if (lease := self._held.get(lease_id)) is None:
-            raise NotFoundError(f"there is no lease {lease_id[:40]}; it may have expired")
-        return lease
+    async def _lease(self, lease_id: str) -> Lease:
+        """Return a lease, also one of an earlier loopd that is not adopted yet."""
+        if (lease := self._held.get(lease_id)) is not None:
+            return lease
+        for lease in await self.leases.all():
+            if lease.id == lease_id:
+                return lease
+        raise NotFoundError(f"there is no lease {lease_id[:40]}; it may have expired")
 
     async def _grant(self, lease: Lease, rules: tuple[Rule, ...]) -> None:
         path = self.layout.sandboxes / lease.sandbox / EGRESS_SOCKET
@@ -367,23 +330,11 @@ class Broker:
         except (LoopdError, OSError) as error:
             log.warning("egress.not_restored", lease=lease.id, error=str(error))
 
-    async def _wait_answering(self, sandbox: str) -> None:
-        try:
-            async with asyncio.timeout(READY_S):
-                while not await self._answers(sandbox):  # noqa: ASYNC110 a socket file's birth is no event here
-                    await asyncio.sleep(0.05)
-        except TimeoutError as error:
-            words = (await self.engine.logs(f"{SANDBOX_PREFIX}{sandbox}", tail=5)).strip()[-400:]
-            raise UnavailableError(f"a sandbox did not answer within {READY_S:g} s: {words}") from error
-
-    async def _answers(self, sandbox: str) -> bool:
-        return await self.toolbox.answers(self.layout.sandboxes / sandbox / TOOL_SOCKET)
-
     async def _end(self, lease: Lease, reason: str) -> None:
         log.info("lease.ended", lease=lease.id, sandbox=lease.sandbox, reason=reason)
         await asyncio.to_thread(shutil.rmtree, self.layout.leases / lease.id, ignore_errors=True)
         await self.egress.close(lease.id)
-        await self._discard(lease.sandbox)
+        await self.boxes.discard(lease.sandbox)
         await self._written(lease.id)
         await self.leases.drop(lease.id)
         self._held.pop(lease.id, None)
@@ -392,10 +343,6 @@ class Broker:
         """Wait until a lease's row is in state.db, or could not be written."""
         if (writing := self._writing.pop(lease_id, None)) is not None:
             await asyncio.wait({writing})
-
-    async def _discard(self, sandbox: str) -> None:
-        await self.engine.remove(f"{SANDBOX_PREFIX}{sandbox}", grace_s=0)
-        await asyncio.to_thread(shutil.rmtree, self.layout.sandboxes / sandbox, ignore_errors=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:  # Any: nothing is sent or yielded
         """Do something beside the rest; what is known to go wrong is logged, and tried again by the next look."""
@@ -409,45 +356,6 @@ class Broker:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("sandbox.failed", error=str(error), exc_info=None if isinstance(error, LoopdError) else error)
         self._wake.set()
-
-    def _make_directory(self, sandbox: str) -> None:
-        directory = self.layout.sandboxes / sandbox
-        directory.mkdir(mode=0o700)
-        own(directory, TOOLRUNNER_UID)
-
-    def _take_back(self, sandbox: str) -> None:
-        """Make the socket's directory root's, before any code of a session runs in the sandbox.
-
-        It lies on the host, without a quota, and what is in it is trusted: code inside could fill the disk, or put a
-        link in the socket's place. The socket itself goes on working.
-        """
-        directory = self.layout.sandboxes / sandbox
-        own(directory, 0)
-        directory.chmod(READY)
-
-    def _was_lent(self, sandbox: str) -> bool:
-        """Tell whether a session ever had it, even one whose lease was not written down before loopd was killed."""
-        try:
-            return (self.layout.sandboxes / sandbox).stat().st_mode & 0o7777 == LENT
-        except OSError:
-            return True  # without its directory nobody knows
-
-    def _link(self, lease: Lease) -> None:
-        """Give the agent its way to the sandbox, which is from now on known to be lent, whatever state.db says.
-
-        The row there is written meanwhile: that takes as long as the disk, which a session need not wait for.
-        """
-        (self.layout.sandboxes / lease.sandbox).chmod(LENT)
-        directory = self.layout.leases / lease.id
-        directory.mkdir(mode=0o755)
-        os.link(self.layout.sandboxes / lease.sandbox / TOOL_SOCKET, directory / TOOL_SOCKET)
-
-    def _sweep(self, running: AbstractSet[str], held: AbstractSet[str]) -> None:
-        """Remove the socket directories of containers and leases that are gone."""
-        for folder, known in ((self.layout.sandboxes, running), (self.layout.leases, held)):
-            for entry in folder.iterdir():
-                if entry.name not in known:
-                    shutil.rmtree(entry, ignore_errors=True)
 
     def _show(self) -> None:
         self.metrics.sandboxes.labels(state="warm").set(len(self.warm))

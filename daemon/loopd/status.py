@@ -106,7 +106,7 @@ class Status:
                 warm=len(self.broker.warm),
                 leased=self.broker.lent,
                 most=self.settings.sandbox.most,
-                runtime=self.broker.runtime,
+                runtime=self.broker.boxes.runtime,
             ),
         )
 

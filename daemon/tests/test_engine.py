@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import docker
 import pytest
 
 from loopd.docker_engine import LABEL_INSTANCE, Connection, DockerEngine, parse_event
 from loopd.engine import (
+    Confinement,
     Engine,
     EngineDownError,
     Event,
@@ -22,10 +23,12 @@ from loopd.engine import (
     Limits,
     Mount,
     Relist,
+    StartFailedError,
     Unit,
     Usage,
 )
 from loopd.errors import NotFoundError
+from loopd.seccomp import sandbox_profile
 
 IMAGE = "debian:bookworm-slim"
 SLEEP = ("sleep", "600")
@@ -181,7 +184,59 @@ async def test_networks_give_addresses_as_asked(bench: Bench) -> None:
     assert (none.address, host.address) == (None, "127.0.0.1")
 
 
+async def test_a_confined_unit_runs_and_again_changes_nothing(bench: Bench) -> None:
+    held = Confinement(
+        seccomp=sandbox_profile(), masked_paths=("/proc/cmdline",), oom_score_adj=500, open_files=64, runtime="runc"
+    )
+    first = await bench.engine.apply(unit("a", network="none", confinement=held))
+    again = await bench.engine.apply(unit("a", network="none", confinement=held))
+    other = await bench.engine.apply(unit("a", network="none", confinement=replace(held, open_files=65)))
+    assert (first.state, again.id) == (InstanceState.RUNNING, first.id)
+    assert other.id != first.id
+
+
+async def test_a_runtime_that_there_is_not_is_told(bench: Bench) -> None:
+    assert "runc" in await bench.engine.runtimes()
+    with pytest.raises((StartFailedError, EngineDownError), match="no-such-runtime"):
+        await bench.engine.apply(unit("a", confinement=Confinement(runtime="no-such-runtime")))
+    assert not [i for i in await bench.engine.observe() if i.state is InstanceState.RUNNING]
+
+
+async def test_the_way_out_has_a_network_of_its_own(bench: Bench) -> None:
+    inside = await bench.engine.apply(unit("a"))
+    outside = await bench.engine.apply(unit("b", network="egress"))
+    assert inside.address is not None
+    assert outside.address is not None
+    assert inside.address.rsplit(".", 1)[0] != outside.address.rsplit(".", 1)[0]
+
+
+def test_a_unit_without_confinement_is_what_it_was_before_there_was_any() -> None:
+    """Else an upgrade would start every container anew."""
+    assert unit().fingerprint == "57e9abf8c70fd56a"
+
+
 # --- what only Docker can show
+
+
+@pytest.mark.docker
+async def test_confinement_is_what_a_container_gets() -> None:
+    instance = f"t{secrets.token_hex(4)}"
+    engine = DockerEngine(Connection(None, instance))
+    await engine.open()
+    script = "cat /proc/self/oom_score_adj /proc/cmdline; ulimit -n; unshare -U true || mknod /tmp/p p && echo fifo"
+    held = Confinement(seccomp=sandbox_profile(), masked_paths=("/proc/cmdline",), oom_score_adj=500, open_files=64)
+    try:
+        job = unit("job", command=("sh", "-c", script), network="none", confinement=held)
+        told = (await engine.run(job, timeout_s=30)).output
+        assert told.splitlines()[:2] == ["500", "64"]
+        assert "Operation not permitted" in told
+        assert told.endswith("fifo\n")
+    finally:
+        client = docker.from_env()
+        for network in client.networks.list(filters={"label": f"{LABEL_INSTANCE}={instance}"}):
+            network.remove()
+        client.close()
+        await engine.close()
 
 
 @pytest.mark.docker

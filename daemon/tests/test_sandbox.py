@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from loopd.boxes import Boxes
 from loopd.config import EgressSettings, SandboxSettings, Settings
 from loopd.egress import Egress
 from loopd.egress_link import EgressDownError
@@ -70,15 +71,19 @@ class Bench:
         return Broker(
             settings=self.settings,
             layout=self.layout,
-            engine=self.engine,
+            boxes=Boxes(
+                settings=self.settings,
+                layout=self.layout,
+                engine=self.engine,
+                toolbox=self.toolbox,
+                images=self.images,
+            ),
             leases=Leases(self.database),
             ledger=Ledger(self.database),
             metrics=build_metrics(),
-            toolbox=self.toolbox,
             egress=Egress(
                 settings=self.settings, layout=self.layout, engine=self.engine, ledger=Ledger(self.database), image=None
             ),
-            images=self.images,
         )
 
 
@@ -172,8 +177,8 @@ async def test_the_next_loopd_drops_what_died_and_what_is_out_of_date(bench: Ben
     lease = await first.acquire("session", 50)
     await first.settle()
     bench.engine.die(f"sandbox-{lease.sandbox}")
+    bench.settings = bench.settings.model_copy(update={"sandbox": SandboxSettings(warm=2, most=3, pids=64)})
     heir = bench.broker()
-    heir.settings = bench.settings.model_copy(update={"sandbox": SandboxSettings(warm=2, most=3, pids=64)})
     await heir.adopt()
     assert (heir.lent, heir.warm) == (0, [])
     assert bench.engine.instances == {}
@@ -192,7 +197,7 @@ async def test_a_warm_sandbox_that_died_is_replaced(bench: Bench) -> None:
 
 
 async def test_a_sandbox_that_never_answers_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loopd.sandbox.READY_S", 0.05)
+    monkeypatch.setattr("loopd.boxes.READY_S", 0.05)
     bench.toolbox.healthy = False
     with pytest.raises(Exception, match="did not answer"):
         await bench.broker().fill()
@@ -323,7 +328,7 @@ async def test_gvisor_is_used_where_the_engine_has_it(bench: Bench, asked: str, 
     broker = bench.broker()
     await broker.adopt()
     await broker.fill()
-    assert broker.runtime == runtime
+    assert broker.boxes.runtime == runtime
     unit = sandbox_unit(bench.settings, IMAGE, broker.warm[0], runtime=runtime)
     assert bench.engine.instances[unit.name].fingerprint == unit.fingerprint
 
