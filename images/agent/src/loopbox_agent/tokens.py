@@ -1,6 +1,4 @@
-"""tokens: owns the counting of tokens before the engine does it.
-
-Exact where the engine has told, estimated above it for the rest.
+"""tokens: owns the counting of tokens before the engine does it: exact where it has told, estimated above it elsewhere.
 
 A text's tokens are estimated from its bytes by kind (letters, digits, marks, white space, and the lead bytes of each
 script), since a tokenizer spends very different lengths on them. The rates begin on the high side and are learnt from
@@ -67,14 +65,15 @@ _KINDS: Final = (
     _Kind(b"\n\r\t", 0.8, 0.1, 1.0),
     _Kind(bytes(set(range(33, 127)) - set(_WORDS) - set(range(48, 58))), 0.75, 0.2, 1.0),
     _Kind(_span(0xC2, 0xDF), 1.1, 0.2, 2.0),  # Latin with accents, Greek, Cyrillic, Hebrew, Arabic
-    _Kind(_span(0xE3, 0xED), 1.5, 0.3, 3.0),  # Chinese, Japanese, Korean
+    _Kind(_span(0xE3, 0xE9), 1.8, 0.3, 3.0),  # Chinese, Japanese
+    _Kind(_span(0xEA, 0xED), 2.5, 0.3, 3.0),  # Korean
     _Kind(_span(0xE0, 0xE2) + _span(0xEE, 0xEF), 2.2, 0.3, 3.0),  # Indic, Thai, dashes and quotes
     _Kind(_span(0xF0, 0xF4), 3.2, 0.5, 4.0),  # emoji, rare ideographs
 )
 _MESSAGE: Final = (7.0, 2.0, 40.0)  #: tokens of a message's own marks: at first, least, most
 _PROMPT: Final = (16.0, 0.0, 400.0)  #: of the template around everything
 _FEATURES: Final = len(_KINDS) + 2
-_LEARN: Final = 0.5
+_LEARN: Final = 0.1  #: of an error downward; one upward is made good at once
 _FORGET: Final = 0.9  #: of how far off the estimates were, a count
 _LEAST_MARGIN: Final = 0.02
 _FIRST_MARGIN: Final = 0.10  #: while nothing was learnt

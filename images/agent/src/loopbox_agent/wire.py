@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 MAX_TOOL_CALLS = 32  #: in one piece of an answer; a model that loops would name hundreds
 
+LONGEST_ARGUMENTS = 262_144  #: characters, of one call that is text
+
 ToolName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -20,7 +22,8 @@ class CalledFunction(_Record):
     """What a model wants called."""
 
     name: ToolName
-    arguments: dict[str, JsonValue] = {}
+    #: Sent as an object, always; read as text, too, from engines that hand on what they could not parse.
+    arguments: dict[str, JsonValue] | Annotated[str, Field(max_length=LONGEST_ARGUMENTS)] | None = {}
 
 
 class CalledTool(_Record):
@@ -35,6 +38,7 @@ class Message(_Record):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
+    thinking: str | None = None
     tool_calls: tuple[CalledTool, ...] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
@@ -63,6 +67,10 @@ class Options(_Record):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] | None = None
 
@@ -75,6 +83,7 @@ class ChatOrder(_Record):
     options: Options
     tools: tuple[OfferedTool, ...] | None = None
     format: dict[str, JsonValue] | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
     stream: Literal[True] = True
     # Both False: the engine refuses a prompt that is too long and ends at the brim of the context, where it would
     # otherwise drop the oldest messages without a word.
