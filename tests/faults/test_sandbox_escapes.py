@@ -2,6 +2,13 @@
 
 Attempts are grouped into few containers; `escape_attempts.py` has those that are one call each. Bombs run beside a
 probe of loopd's health.
+
+Of public suites' checks, these are made here in the form of our own code (the suites themselves are not run):
+amicontained: PID and user namespace, capabilities, chroot and pivot_root (not: AppArmor, which this host lacks).
+deepce: mounts, environment, password files, Docker socket, other containers and the host on the network.
+CDK: capabilities, mounts, cgroups and release_agent, device lists and mknod, metadata addresses, network namespace and
+abstract sockets (containerd-shim), sensitive files, environment and services, core_pattern, sysctl, ptrace, user
+namespaces, the runtime's program (docker-runc), open_by_handle_at (not: Kubernetes, lxcfs, registries).
 """
 
 from __future__ import annotations
