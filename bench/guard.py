@@ -27,6 +27,7 @@ from loopbox_agent.threats import ALLOW_UP_TO, Threats  # noqa: E402 — as abov
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 PIECE = 5
+SIZES = (1000, 4000, 8000)  # characters of the longer texts
 BARS = {"notinject_fpr": 0.05, "deepset_f1": 0.80, "ms_per_request_p95": 5.0}
 
 
@@ -43,7 +44,7 @@ def long_texts() -> list[str]:
     """Return what runs also carry: documents, code, logs; 1,000 to 8,000 characters."""
     pages = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
     code = [path.read_text() for path in sorted((ROOT / "images/agent/src/loopbox_agent").glob("*.py"))]
-    return [text[:size] for text in (*pages, *code) for size in (1000, 8000) if len(text) >= size]
+    return [text[:size] for text in (*pages, *code) for size in SIZES if len(text) >= size]
 
 
 def timed(threats: Threats, texts: Sequence[str]) -> list[float]:
@@ -96,6 +97,10 @@ def main() -> None:
         "ms_per_request_p50": round(median(spent), 3),
         "ms_per_request_p95": round(quantiles(spent, n=20)[-1], 3),
         "requests_timed": len(spent),
+        **{
+            f"ms_at_{size}_chars": round(median(timed(threats, [text for text in longer if len(text) == size])), 3)
+            for size in SIZES
+        },
         **masking(longer),
     }
     for name, bar in BARS.items():
