@@ -99,6 +99,7 @@ class StubBroker:
     lent: list[Any] = field(default_factory=list)  #: Any: JSON bodies received
     out: set[str] = field(default_factory=set)
     empty: bool = False
+    told: list[Any] = field(default_factory=list)  #: Any: JSON bodies of the audit trail
     back: asyncio.Condition = field(default_factory=asyncio.Condition)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     answer: asyncio.Event = field(default_factory=asyncio.Event)
@@ -122,6 +123,10 @@ class StubBroker:
         async with self.back:
             self.out.discard(request.match_info["lease"])
             self.back.notify_all()
+        return web.Response(status=204)
+
+    async def audit(self, request: web.Request) -> web.Response:
+        self.told += (await request.json())["entries"]
         return web.Response(status=204)
 
     async def all_back(self) -> None:
@@ -223,7 +228,11 @@ async def engine() -> AsyncIterator[StubEngine]:
 @pytest.fixture
 async def broker(run_dir: Path) -> AsyncIterator[StubBroker]:
     stub = StubBroker()
-    routes = (web.post("/v1/leases", stub.lend), web.delete("/v1/leases/{lease}", stub.take_back))
+    routes = (
+        web.post("/v1/leases", stub.lend),
+        web.delete("/v1/leases/{lease}", stub.take_back),
+        web.post("/v1/audit", stub.audit),
+    )
     async with answering(*routes, path=run_dir / "broker.sock"):
         yield stub
 

@@ -60,7 +60,7 @@ async def test_a_client_goes_on_after_the_last_event_it_had(agent: Agent, after:
 
 async def test_a_stream_that_broke_off_goes_on_within_the_grace(launch: Launch, engine: StubEngine) -> None:
     agent = await launch(resume_grace_s=30)
-    engine.scripts = [Script((piece("a"), piece("b")), hold=True)]
+    engine.scripts = [Script((piece("one two "), piece("three four ")), hold=True)]
     async with agent.http.stream("POST", "/agents/run-agent", json={"instruction": "x", "stream": True}) as response:
         run_id = response.headers["X-Run-Id"]
         async for line in response.aiter_lines():
@@ -77,7 +77,7 @@ async def test_cancel_while_the_model_speaks_stops_it_and_keeps_what_it_said(age
     run_id = await started(agent)
     await asyncio.wait_for(engine.holding.wait(), 5)
     answer = (await agent.http.post(f"/agents/runs/{run_id}/cancel")).json()
-    assert (answer["status"], answer["output"]) == ("cancelled", "half an ")
+    assert (answer["status"], answer["output"]) == ("cancelled", "half an")
     await asyncio.wait_for(engine.left.wait(), 5)
     again = (await agent.http.post(f"/agents/runs/{run_id}/cancel")).json()
     assert again == answer
@@ -164,7 +164,7 @@ async def test_a_run_over_the_socket_tells_the_same_events(agent: Agent) -> None
 
 async def test_a_socket_that_broke_off_goes_on_where_it_was(launch: Launch, engine: StubEngine) -> None:
     agent = await launch(resume_grace_s=30)
-    engine.scripts = [Script((piece("a"), piece("b")), hold=True), says("never")]
+    engine.scripts = [Script((piece("one two "), piece("three four ")), hold=True), says("never")]
     async with dial(agent) as socket:
         await socket.send(json.dumps({"type": "run", "request": {"instruction": "x"}}))
         first = await heard(socket, "text.delta")
@@ -178,7 +178,7 @@ async def test_a_socket_that_broke_off_goes_on_where_it_was(launch: Launch, engi
         await socket.send(json.dumps({"type": "steer", "run_id": run_id, "text": "Shorter."}))
         assert (await heard(socket, "run.steered"))[-1]["data"] == {"text": "Shorter."}
         await socket.send(json.dumps({"type": "cancel", "run_id": run_id}))
-        assert (await heard(socket, "run.cancelled"))[-1]["data"]["output"] == "ab"
+        assert (await heard(socket, "run.cancelled"))[-1]["data"]["output"] == "one two three four"
     await asyncio.wait_for(engine.left.wait(), 5)
 
 
