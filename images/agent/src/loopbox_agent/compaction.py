@@ -93,7 +93,8 @@ def plan(  # noqa: PLR0913 each is a figure of its own
         return None
     size = max(used_tokens - fixed_tokens, 1)
     scale = min(max(size / max(meter.messages(history), 1), 0.3), 1.2)
-    draft = _Draft(history, meter, scale, open_items, size, target)
+    # What is far over the limit, as a thread from a larger model, has to come down to the limit's part.
+    draft = _Draft(history, meter, scale, open_items, min(size, max(limit_tokens - fixed_tokens, 1)), target)
     over = used_tokens > limit_tokens
 
     def refuse(why: str) -> NoReturn:
@@ -143,7 +144,6 @@ class _Draft:
         self.history = history
         self.meter = meter
         self.scale = scale
-        self.size = size
         self.target = target * size
         self.stretched = max(STRETCHED, target) * size
         self.summary = round(min(max(SUMMARY * size, SUMMARY_TOKENS[0]), SUMMARY_TOKENS[1]))
