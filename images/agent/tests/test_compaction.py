@@ -282,7 +282,7 @@ async def test_a_head_that_is_longer_than_the_context_is_told_in_parts() -> None
     result = await compact(planned, script)
     assert result.by == "model"
     assert 2 <= len(script.asked) <= 6
-    assert all(Meter().text(told) <= LIMIT for told in script.asked)
+    assert all(planned.cost_of(told) <= LIMIT for told in script.asked)
     assert "Known from before" in script.asked[-1]
 
 

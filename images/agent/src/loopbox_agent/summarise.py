@@ -17,7 +17,7 @@ from loopbox_agent.extract import extract, facts
 from loopbox_agent.model import Chats, ServedLike
 from loopbox_agent.segments import Segments, merge_segments, segments_schema, shorten
 from loopbox_agent.tokens import ContextFullError
-from loopbox_agent.transcript import tell
+from loopbox_agent.transcript import clip, tell
 from loopbox_agent.wire import ChatOrder, Message, Options
 
 #: Given what to tell the model and the JSON schema of its answer, returns the answer.
@@ -146,7 +146,9 @@ def _chunks(planned: CompactionPlan, tokens: int) -> list[tuple[int, str]]:
     for place, message in enumerate(planned.head):
         if not (told := tell(message, planned.offset + place, longest=_PART)):
             continue
-        cost = planned.cost_of(told)
+        if (cost := planned.cost_of(told)) > tokens:
+            told = clip(told, max(int(len(told) * tokens / cost * 0.8), 200))
+            cost = planned.cost_of(told)
         if not chunks or chunks[-1][2] + cost > tokens:
             chunks.append((place, [], 0))
         begun, lines, sofar = chunks[-1]
@@ -155,7 +157,7 @@ def _chunks(planned: CompactionPlan, tokens: int) -> list[tuple[int, str]]:
     return [(begun, "\n".join(lines)) for begun, lines, _ in chunks[-MAX_CHUNKS:]]
 
 
-def summarise_with(engine: Chats, served: ServedLike, *, answer_tokens: int = 700) -> Summarise:
+def summarise_with(engine: Chats, served: ServedLike, *, answer_tokens: int = 512) -> Summarise:
     """Return a summariser that asks the same model that the conversation is with, under the schema."""
 
     async def ask(told: str, schema: Mapping[str, JsonValue]) -> str:
