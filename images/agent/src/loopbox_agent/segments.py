@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Final
 
@@ -24,6 +25,7 @@ TITLES: Final = (
     ("next_steps", "Next steps"),
     ("metadata", "Metadata"),
 )
+_WORD: Final = re.compile(r"[a-z0-9_]{4,}")
 #: What is given up first when there is no room: what can best be found again. Open items are never given up.
 _DROPPED_FIRST: Final = ("metadata", "progress", "context", "next_steps", "blockers", "key_decisions", "task_overview")
 
@@ -66,9 +68,9 @@ class Segments(BaseModel):
         found: tuple[str, ...] = getattr(self, name)
         return found
 
-    def empty(self) -> bool:
-        """Tell whether nothing at all is said."""
-        return not any(self.items(name) for name, _ in TITLES)
+    def __len__(self) -> int:
+        """Return how many lines there are."""
+        return sum(len(self.items(name)) for name, _ in TITLES)
 
     def render(self) -> str:
         """Return the text that the model reads; `parse_segments` reads it back."""
@@ -119,26 +121,43 @@ def merge_segments(earlier: Segments, newer: Segments) -> Segments:
     return Segments.model_validate(made)
 
 
+def ground(segments: Segments, source: str) -> Segments:
+    """Return only the lines that tell of the source: a small model also fills a schema with what it made up.
+
+    A line needs two words, and a third of its longer ones in the source; lines in scripts without spaces pass.
+    """
+    known = set(_WORD.findall(source.casefold()))
+
+    def told(line: str) -> bool:
+        if not line.isascii():
+            return True
+        words = _WORD.findall(line.casefold())
+        return len(line.split()) > 1 and 3 * sum(word in known for word in words) >= max(len(words), 1)
+
+    return segments.model_copy(
+        update={name: tuple(line for line in segments.items(name) if told(line)) for name, _ in TITLES}
+    )
+
+
 def _unlike(items: Iterable[str]) -> list[str]:
     """Leave out what was said before in other letters."""
     return list({" ".join(item.casefold().split()).rstrip("."): item for item in items}.values())
 
 
 def shorten(segments: Segments, tokens: int, measure: Callable[[str], int]) -> Segments:
-    """Return the segments in so many tokens, as near as open items allow: long items are cut, then old ones go."""
+    """Return the segments in so many tokens, as near as open items allow: few whole lines rather than many halves."""
     made = segments
-    for longest in (300, 160, 80, LEAST_CHARS):
-        if measure(made.render()) <= tokens:
-            return made
+    for longest, least in ((300, MAX_ITEMS), (160, 3), (120, 1), (LEAST_CHARS, 0)):
         made = _cut(made, longest)
-    for name in _DROPPED_FIRST:
-        while (items := made.items(name)) and measure(made.render()) > tokens:
-            # Half at a time: measuring is what costs. The task's first words are the last to go.
-            gone = max(1, len(items) // 2)
-            left = items[: len(items) - gone] if name == "task_overview" else items[gone:]
-            if name == "task_overview" and not left:
-                break
-            made = made.model_copy(update={name: left})
+        for name in _DROPPED_FIRST:
+            # The task's first words are the last to go: they stay.
+            kept = max(least, 1) if name == "task_overview" else least
+            while len(items := made.items(name)) > kept and measure(made.render()) > tokens:
+                # Half at a time: measuring is what costs.
+                left = max(len(items) // 2, kept)
+                made = made.model_copy(update={name: items[:left] if name == "task_overview" else items[-left:][:left]})
+        if measure(made.render()) <= tokens:
+            break
     return made
 
 

@@ -15,7 +15,7 @@ from loopbox_agent.arguments import repair_json
 from loopbox_agent.compaction import CompactionPlan, rebuild, word_summary
 from loopbox_agent.extract import extract, facts
 from loopbox_agent.model import Chats, ServedLike
-from loopbox_agent.segments import Segments, merge_segments, segments_schema, shorten
+from loopbox_agent.segments import Segments, ground, merge_segments, segments_schema, shorten
 from loopbox_agent.tokens import ContextFullError
 from loopbox_agent.transcript import clip, tell
 from loopbox_agent.wire import ChatOrder, Message, Options
@@ -119,15 +119,15 @@ async def _ask(planned: CompactionPlan, summarise: Summarise) -> Segments:
     earlier = extract(planned.head[: chunks[0][0]]) if chunks and chunks[0][0] > 0 else Segments()
     for _, text in chunks[-MAX_CHUNKS:]:
         before = f"Known from before:\n{shorten(earlier, planned.summary_tokens, planned.cost_of).render()}\n\n"
-        prompt = f"{_TOLD}\n{'' if earlier.empty() else before}Messages:\n{text}"
-        newer = _read(await summarise(prompt, schema))
+        prompt = f"{_TOLD}\n{before if len(earlier) else ''}Messages:\n{text}"
+        newer = _read(await summarise(prompt, schema), prompt)
         if planned.cost_of(newer.render()) > TOO_LONG * max(planned.summary_tokens, 96):
             raise ValueError("the model's summary is longer than it may be")
         earlier = merge_segments(earlier, newer)
     return earlier
 
 
-def _read(text: str) -> Segments:
+def _read(text: str, source: str) -> Segments:
     read = repair_json(text)
     if not isinstance(read, dict):
         raise ValueError("the model's summary is no JSON object")  # noqa: TRY004 it is the text that is wrong
@@ -135,9 +135,10 @@ def _read(text: str) -> Segments:
         segments = Segments.model_validate(read).model_copy(update={"open_items": (), "metadata": ()})
     except ValidationError as error:
         raise ValueError("the model's summary has another form") from error
-    if not (segments.task_overview or segments.progress or segments.context or segments.key_decisions):
-        raise ValueError("the model's summary says nothing")
-    return segments
+    grounded = ground(segments, source)
+    if 2 * len(grounded) < max(len(segments), 1) or not len(grounded):
+        raise ValueError("the model's summary says little of what was said")
+    return grounded
 
 
 def _chunks(planned: CompactionPlan, tokens: int) -> list[tuple[int, str]]:
