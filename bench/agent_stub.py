@@ -24,7 +24,24 @@ from typing import Any, cast
 import uvloop
 
 PIECES = 16  # where the request says nothing
-WORDS = " the sea is calm and grey today while small boats come home before the evening rain".split(" ")[1:]
+WORDS = [
+    "the",
+    "sea",
+    "is",
+    "calm",
+    "and",
+    "grey",
+    "today",
+    "while",
+    "small",
+    "boats",
+    "come",
+    "home",
+    "before",
+    "the",
+    "evening",
+    "rain",
+]
 TEXT = {"type": "string", "maxLength": 100_000}
 TOOLS = [
     {
@@ -86,7 +103,7 @@ class Http(asyncio.Protocol):
         method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
         self._handler(self, method, path, rest)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 asyncio passes it
         """End what is being written."""
         if self.task is not None:
             self.task.cancel()

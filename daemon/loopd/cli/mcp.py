@@ -100,7 +100,7 @@ def remove(name: Name, *, json: Json = False) -> None:
 
 
 @app.command("test")
-def test_server(name: Name, *, json: Json = False) -> None:
+def try_server(name: Name, *, json: Json = False) -> None:
     """Ask an MCP server for its tools; exits 0 when it answers, else 1."""
     screen = open_screen()
     with open_agent() as agent:

@@ -6,11 +6,12 @@ would not have fitted. What was told of the turn before is then taken back by ``
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic_ai import Agent, UsageLimits
+from pydantic_ai import Agent, RunContext, UsageLimits
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
 from pydantic_ai.messages import (
     ModelMessage,
@@ -20,24 +21,37 @@ from pydantic_ai.messages import (
     TextPart,
     TextPartDelta,
 )
-from pydantic_ai.models import Model
+from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.run import AgentRun
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import Tool
 from pydantic_ai.usage import RunUsage
 
 from loopbox_agent.arguments import FitArguments
+from loopbox_agent.context import KeepInContext
 from loopbox_agent.forced import ModelOutputInvalidError
 from loopbox_agent.mask import EVERYWHERE, MaskRules, StreamMask, mask
+from loopbox_agent.summarise import Compacted
 
 MOST_RESTARTS = 3
 
 Tell = Callable[[str, Mapping[str, Any]], object]  #: Any: JSON
-Compress = Callable[[Sequence[ModelMessage]], Awaitable[list[ModelMessage] | None]]
 
 
-async def _fits(_: Sequence[ModelMessage]) -> list[ModelMessage] | None:
-    return None
+@dataclass
+class _Watch(AbstractCapability[Any]):  # Any: it needs nothing of a run's dependencies
+    """Sees what the model is about to be asked, before a compression makes something else of it."""
+
+    seen: Callable[[Sequence[ModelMessage]], object]
+
+    async def before_model_request(
+        self,
+        ctx: RunContext[Any],  # noqa: ARG002 the framework passes it. Any: as above
+        request_context: ModelRequestContext,
+    ) -> ModelRequestContext:
+        """Look, and change nothing."""
+        self.seen(tuple(request_context.messages))
+        return request_context
 
 
 @dataclass(kw_only=True)
@@ -51,28 +65,36 @@ class Dialogue:
     instructions: str | None = None
     tools: Sequence[Tool[None]] = ()
     listen: Callable[[Callable[[str], object] | None], object] = lambda _: None  #: takes who hears messages into it
-    compress: Compress = _fits  #: returns a shorter history, None where it fits
+    keeping: KeepInContext | None = None  #: compresses the history where it would not fit
     broken: tuple[type[Exception], ...] = ()  #: what a turn may be begun again after
     rules: MaskRules = EVERYWHERE
     said: str = ""  #: of the answer under way, as it may be shown
     history: list[ModelMessage] = field(default_factory=list)  #: all of it, as the model sees it
     fresh: list[ModelMessage] = field(default_factory=list)  #: what this dialogue added
     usage: RunUsage = field(default_factory=RunUsage)
+    compacted: bool = False  #: whether ``history`` begins with a summary that this dialogue made
+    _asked: tuple[ModelMessage, ...] = ()  #: what the model was asked last, whole
+    _begin: int = 0  #: where in the framework's messages ``fresh`` goes on
+    _known: int = 0  #: how many of ``fresh`` are from before that
 
     async def go(self, prompt: str, history: Sequence[ModelMessage] = ()) -> str:
         """Return the answer. Raises AgentError, ModelOutputInvalidError."""
+        capabilities: list[AbstractCapability[Any]] = [FitArguments(), _Watch(self._see)]  # Any: as above
+        if self.keeping is not None:
+            self.keeping.on_compacted = self._shortened
+            capabilities.append(self.keeping)
         agent: Agent[None, str] = Agent(
             self.model,
             instructions=self.instructions,
             tools=self.tools,
             output_type=str,
             retries=2,
-            capabilities=[FitArguments()],
+            capabilities=capabilities,
         )
         self.history, asked = list(history), prompt or None
         restarts = 0
         while True:
-            before = len(self.history)
+            self._begin, self._known = len(self.history), len(self.fresh)
             try:
                 async with agent.iter(
                     asked,
@@ -81,7 +103,7 @@ class Dialogue:
                     usage_limits=self.limits,
                     usage=self.usage,
                 ) as run:
-                    answer = await self._turns(run, before)
+                    return mask(await self._turns(run), self.rules).text
             except self.broken:
                 restarts += 1
                 if restarts > MOST_RESTARTS:
@@ -91,32 +113,35 @@ class Dialogue:
                 continue
             except (UsageLimitExceeded, UnexpectedModelBehavior) as error:
                 raise ModelOutputInvalidError(f"The run was ended: {error}") from error
-            if answer is not None:
-                return mask(answer, self.rules).text
-            asked = None
 
-    async def _turns(self, run: AgentRun[None, str], before: int) -> str | None:
-        """Return the answer; None when the history was compressed, and the turn is to begin again."""
+    async def _turns(self, run: AgentRun[None, str]) -> str:
         self.listen(run.enqueue)
-        known = len(self.fresh)
         try:
             async for node in run:
                 if Agent.is_model_request_node(node):
-                    so_far = [*run.all_messages(), node.request]
-                    if (shorter := await self.compress(so_far)) is not None:
-                        self._keep([*run.all_messages()[before:], node.request], known)
-                        self.history = shorter
-                        return None
                     await self._ask(node, run)
-                self._keep(run.all_messages()[before:], known)
+                self._keep(run)
         finally:
             self.listen(None)
-            self._keep(run.all_messages()[before:], known)
-            self.history = run.all_messages() if run.result is None else self.history
+            self._keep(run)
         return run.result.output if run.result else ""
 
-    def _keep(self, added: Sequence[ModelMessage], known: int) -> None:
-        self.fresh[known:] = added
+    def _keep(self, run: AgentRun[None, str]) -> None:
+        self.history = run.all_messages()
+        self.fresh[self._known :] = self.history[self._begin :]
+
+    def _see(self, messages: Sequence[ModelMessage]) -> None:
+        self._asked = tuple(messages)
+
+    async def _shortened(self, made: Compacted) -> None:
+        """Keep what was said so far, which the framework forgets now."""
+        self.fresh[self._known :] = self._asked[self._begin :]
+        self._begin, self._known = len(made.history), len(self.fresh)
+        self.compacted = True
+        self.tell(
+            "context.compressed",
+            {"tokens_before": made.tokens_before, "tokens_after": made.tokens_after, "by": made.by},
+        )
 
     async def _ask(self, node: Any, run: AgentRun[None, str]) -> None:  # Any: the framework's node
         masking = StreamMask(self.rules)

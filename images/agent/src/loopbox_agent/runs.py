@@ -26,6 +26,7 @@ from pydantic_ai.tools import Tool as OfferedTool
 
 from loopbox_agent.audit import Audit, Scalar
 from loopbox_agent.builtin_tools import Place
+from loopbox_agent.context import KeepInContext
 from loopbox_agent.dialogue import Dialogue
 from loopbox_agent.engine import Engine
 from loopbox_agent.forced import check_arguments, fill
@@ -42,6 +43,7 @@ from loopbox_agent.settings import Settings
 from loopbox_agent.shaped import shaped_answer
 from loopbox_agent.store import Store
 from loopbox_agent.structured import Shape, plan_shape
+from loopbox_agent.summarise import summarise_with
 from loopbox_agent.threats import Assessment, Band
 from loopbox_agent.tokens import Meters
 from loopbox_agent.tool_offer import ToolForbiddenError
@@ -164,7 +166,7 @@ class AgentWork(Work):
         wanted = Wanted(
             place=Place(self.run.principal.user, self.run.id, self.run.thread),
             principal=self.run.principal,
-            names=tuple(dict.fromkeys((*asked.tools, *choice))),
+            names=tuple(dict.fromkeys((*asked.tools, *choice, *(("read_back",) if self.run.thread else ())))),
             capabilities=tuple(asked.capabilities),
             hosts=tuple(asked.hosts),
             band=risk.band.value,
@@ -209,12 +211,13 @@ class AgentWork(Work):
         if self.dialogue is not None:
             self.added, said = self.dialogue.fresh, self.dialogue.said
         added = self.added if self.whole else close_turn(self.added, self.asked.instruction, said)
-        kept = ModelMessagesTypeAdapter.validate_python(
-            mask_json(ModelMessagesTypeAdapter.dump_python(list(added), mode="json"))
-        )
+        kept = masked(added)
         with anyio.CancelScope(shield=True):
             tokens = self.usage.input_tokens + self.usage.output_tokens
-            await self.kit.store.threads.append(thread, self.run.id, kept, tokens)
+            last = await self.kit.store.threads.append(thread, self.run.id, kept, tokens)
+            if self.dialogue is not None and self.dialogue.compacted and self.whole:
+                # The kept messages, too: in the compressed history their token counts are marked as out of date.
+                await self.kit.store.threads.compact(thread, self.run.id, last, masked(self.dialogue.history))
 
     async def _forced(self, choice: ToolChoice, tools: RunTools) -> None:
         tool = next((tool for tool in tools.tools.offer.tools if tool.name == choice.name), None)
@@ -257,6 +260,12 @@ class AgentWork(Work):
             instructions=asked.system,
             tools=[offered(tools, tool) for tool in tools.tools.offer.tools] if tools else (),
             listen=self.run.listen,
+            keeping=KeepInContext(
+                meter=self.kit.meters.of(settings.model),
+                num_ctx=settings.num_ctx,
+                reserve=wanted.get("max_tokens", settings.max_output_tokens),
+                summarise=summarise_with(self.kit.engine, settings),
+            ),
         )
         try:
             self.output = await dialogue.go(asked.instruction, history)
@@ -275,6 +284,12 @@ class AgentWork(Work):
 
 
 AS_JSON = "Now give your answer as one JSON object that fits the schema you are bound to, and nothing else."
+
+
+def masked(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
+    """Return messages as they may be stored."""
+    told = ModelMessagesTypeAdapter.dump_python(list(messages), mode="json")
+    return ModelMessagesTypeAdapter.validate_python(mask_json(told))
 
 
 def sampling(asked: RunRequest, settings: Settings) -> OllamaSettings:
