@@ -24,6 +24,8 @@ log = structlog.get_logger("agent.context")
 class KeepInContext(AbstractCapability[Any]):  # Any: it needs nothing of a run's dependencies
     """Compresses the history of a run before the request that would fill the context.
 
+    A capability for ``Agent(capabilities=[…])``, or by itself through ``compress`` for who drives the loop.
+
     The compressed history takes the place of the run's own, so that later requests, and the messages that the run
     gives back, are the short ones; whoever stores a thread appends the originals as they come.
     """
@@ -45,8 +47,17 @@ class KeepInContext(AbstractCapability[Any]):  # Any: it needs nothing of a run'
         """Return the request with a history that fits. Raises ContextFullError when none can be made."""
         asked = request_context.model_request_parameters
         tools = [*asked.function_tools, *asked.output_tools]
-        if (planned := self.plan(request_context.messages, tools)) is None:
-            return request_context
+        if (shorter := await self.compress(request_context.messages, tools)) is not None:
+            request_context.messages = shorter
+            ctx.messages[:] = shorter
+        return request_context
+
+    async def compress(
+        self, messages: Sequence[ModelMessage], tools: Sequence[ToolDefinition] = ()
+    ) -> list[ModelMessage] | None:
+        """Return a shorter history for the next request, None where it fits. Raises ContextFullError."""
+        if (planned := self.plan(messages, tools)) is None:
+            return None
         compacted = await compact(planned, self.summarise, timeout_s=self.timeout_s)
         log.info(
             "context.compressed",
@@ -56,11 +67,9 @@ class KeepInContext(AbstractCapability[Any]):  # Any: it needs nothing of a run'
             last=compacted.last,
             by=compacted.by,
         )
-        request_context.messages = list(compacted.history)
-        ctx.messages[:] = compacted.history
         if self.on_compacted is not None:
             await self.on_compacted(compacted)
-        return request_context
+        return list(compacted.history)
 
     def plan(self, messages: Sequence[ModelMessage], tools: Sequence[ToolDefinition]) -> CompactionPlan | None:
         """Return how to compress before the next request, None for not at all. Raises ContextFullError."""
