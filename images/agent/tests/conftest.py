@@ -65,6 +65,7 @@ class StubEngine:
     headers: list[Mapping[str, str]] = field(default_factory=list)
     models: tuple[str, ...] = ("agent:latest",)
     probes: int = 0
+    counts: bool = False  #: say how long the prompt was, at four characters a token, instead of what the script says
     holding: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)  #: a client went away from a held answer
 
@@ -74,7 +75,9 @@ class StubEngine:
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         response = web.StreamResponse(status=script.status)
         await response.prepare(request)
-        for line in script.lines:
+        prompt = sum(len(message["content"]) for message in self.orders[-1]["messages"]) // 4
+        for told in script.lines:
+            line = {**told, "prompt_eval_count": prompt} if self.counts and not isinstance(told, bytes) else told
             await response.write(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
         if script.cut and request.transport:
             request.transport.abort()

@@ -258,3 +258,32 @@ async def test_a_turn_cancelled_in_a_tool_leaves_a_conversation_that_goes_on(
     roles = [m["role"] for m in engine.orders[-1]["messages"]]
     assert roles == ["user", "assistant", "tool", "assistant", "user"]
     assert "nobody knows" in engine.orders[-1]["messages"][2]["content"]
+
+
+async def test_a_conversation_that_fills_its_context_is_compressed_and_nothing_of_it_is_lost(
+    launch: Launch, engine: StubEngine
+) -> None:
+    agent = await launch(num_ctx=512, max_output_tokens=64)
+    thread = (await agent.http.post("/agents/threads", json={})).json()["thread_id"]
+    engine.counts = True
+    engine.scripts = [says("Noted, I will keep that in mind for the harbour report.")]
+    compressed: list[dict[str, Any]] = []
+    for number in range(16):
+        asked = (
+            f"Fact {number}: the boat number {number} lies at pier {number % 7} and carries cargo {number * 13}. " * 2
+        )
+        events = await agent.events(instruction=asked, thread_id=thread)
+        assert events[-1][1] == "run.completed", events[-1]
+        compressed += [body for _, name, body in events if name == "context.compressed"]
+    assert compressed
+    for made in compressed:
+        assert made["tokens_after"] < 0.5 * made["tokens_before"]
+    path = f"/agents/threads/{thread}/messages"
+    active = (await agent.http.get(path, params={"limit": 200})).json()["messages"]
+    assert active[0]["message"]["parts"][0]["part_kind"] == "compaction"
+    assert len(active) < 16
+    dropped = (await agent.http.get(path, params={"dropped": True, "query": "Fact 0:", "limit": 200})).json()[
+        "messages"
+    ]
+    assert any("boat number 0" in json.dumps(message["message"]) for message in dropped)
+    assert len(engine.orders[-1]["messages"]) < 16
