@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import pytest
 from images.agent.tests.conftest import (
@@ -71,7 +72,7 @@ async def test_an_engine_that_dies_in_a_stream_ends_it_with_run_failed(agent: Ag
     engine.scripts = [Script((piece("a"),), cut=True)]
     events = await agent.events()
     assert events[-1][1] == "run.failed"
-    assert events[-1][2]["error"]["code"] == "engine_broke_off"
+    assert events[-1][2]["error"]["code"] == "model_broke_off"
     assert set(events[-1][2]["error"]) == {"code", "message", "details", "timestamp"}
 
 
@@ -275,7 +276,11 @@ async def test_a_client_that_stops_reading_is_let_go(launch: Launch, engine: Stu
     """Guards against a full event queue that holds a run, its slot and its sandbox for ever."""
     agent = await launch(send_timeout_s=0.3)
     engine.scripts = [Script((*(piece("x" * 4096) for _ in range(3000)), done()))]
-    reader, writer = await asyncio.open_connection("127.0.0.1", agent.http.base_url.port, limit=1024)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that little has to be sent until it is full
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", agent.http.base_url.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
     body = json.dumps({"instruction": "x", "stream": True, "tools": ["python"]}).encode()
     head = f"POST /agents/run-agent HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
