@@ -47,6 +47,7 @@ class Spending:
         self._calls = 0
         self._lent_tokens = 0
         self._lent_calls = 0
+        self._open: set[Spending] = set()  # children that have not given the rest back
         self._parent = parent
         self._stopped = ""
 
@@ -104,18 +105,22 @@ class Spending:
         child = Spending(wanted, self.deadline, parent=self)
         self._lent_tokens += wanted.tokens
         self._lent_calls += wanted.tool_calls
+        self._open.add(child)
         return child
 
     def close(self, why: str = "It has ended") -> None:
-        """End the run's spending for good; the rest goes back to the parent. May be called twice."""
+        """End the run's spending, and its children's, for good; the rest goes back. May be called twice."""
         if self._stopped:
             return
         self._stopped = why
+        for child in tuple(self._open):
+            child.close(why)
         if self._parent is not None:
             self._parent.take_back(self)
 
     def take_back(self, child: Spending) -> None:
         """Book what a child has spent; the rest of what it was given may be spent again."""
+        self._open.discard(child)
         self._lent_tokens -= child.budget.tokens
         self._lent_calls -= child.budget.tool_calls
         # A request is counted when it has ended, so a child can be over its tokens by its last one.

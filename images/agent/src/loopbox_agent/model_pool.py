@@ -47,7 +47,7 @@ class BrokeOffError(AgentError):
     code: ClassVar[str] = "model_broke_off"
     status: ClassVar[int] = 502
 
-    def __init__(self, member: str, failure: Failure, cause: BaseException | str) -> None:
+    def __init__(self, member: str, failure: Failure, cause: BaseException) -> None:
         super().__init__(
             f"The answer of the model {member} broke off ({cause}); no tool of this turn was called. Ask again.",
             details={"member": member, "category": failure.category},
@@ -327,7 +327,6 @@ class _Watched:
     """The events of an answer, the first one read ahead; what breaks after it becomes BrokeOffError."""
 
     def __init__(self, response: StreamedResponse, trying: _Try) -> None:
-        self._response = response
         self._events = aiter(response)
         self._first: ModelResponseStreamEvent | None = None
         self._trying = trying
@@ -348,11 +347,10 @@ class _Watched:
         try:
             return await anext(self._events)
         except StopAsyncIteration:
-            self._check_whole()
             self.leave()
             raise
         except Exception as error:
-            raise self._broken(error, error) from error
+            raise self._broken(error) from error
 
     def leave(self) -> None:
         """Take note that nobody reads on."""
@@ -360,13 +358,7 @@ class _Watched:
             self._over = True
             self._trying.ended()
 
-    def _check_whole(self) -> None:
-        # These endpoints mark their last piece; a connection that was cut looks like an end otherwise.
-        cut = self._response.finish_reason is None and not self._response.cancelled
-        if self._trying.member.kind == "openai" and cut and not self._over:
-            raise self._broken(ConnectionResetError("no last piece"), "it ended without its last piece")
-
-    def _broken(self, error: Exception, words: BaseException | str) -> BrokeOffError:
+    def _broken(self, error: Exception) -> BrokeOffError:
         self._over = True
         failure = self._trying.failed(error, streaming=True)
-        return BrokeOffError(self._trying.member.name, failure, words)
+        return BrokeOffError(self._trying.member.name, failure, error)

@@ -12,6 +12,7 @@ from openai import AsyncOpenAI
 from pydantic import SecretStr
 from pydantic_ai.models import Model
 from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 
 from loopbox_agent.egress_http import egress_client
@@ -69,4 +70,6 @@ async def _open(member: PoolMember, stack: AsyncExitStack, silence_s: float) -> 
         max_retries=0,  # the pool tries again, within the run's deadline
     )
     provider = OpenAICompatibleProvider(member.name, openai_client=client)
-    return OpenAIChatModel(member.model, provider=provider)
+    # Without the demand for a last piece a connection that was cut passes for an answer's end.
+    whole = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
+    return OpenAIChatModel(member.model, provider=provider, profile=whole)
