@@ -5,7 +5,7 @@ Each acts for the user of the run and for its thread alone; none can name anothe
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -71,13 +71,15 @@ class _Tool:
 class Builtins:
     """The table of them."""
 
-    def __init__(self, store: Store, web: WebSearch) -> None:
+    def __init__(self, store: Store, web: WebSearch, more: Sequence[ToolSpec] = ()) -> None:
+        """more: tools whose calls each run makes itself."""
         self._store = store
         self._web = web
+        self._more = tuple(more)
 
     def specs(self) -> tuple[ToolSpec, ...]:
         """Return what there is."""
-        return (*(tool.spec for tool in _TABLE), self._web.spec())
+        return (*(tool.spec for tool in _TABLE), self._web.spec(), *self._more)
 
     def calls(self, place: Place) -> dict[str, Call]:
         """Return the calls of one run, by name."""

@@ -15,7 +15,6 @@ from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
 from pydantic_ai.messages import (
     ModelMessage,
-    ModelResponse,
     PartDeltaEvent,
     PartStartEvent,
     TextPart,
@@ -32,6 +31,7 @@ from loopbox_agent.context import KeepInContext
 from loopbox_agent.forced import ModelOutputInvalidError
 from loopbox_agent.mask import EVERYWHERE, MaskRules, StreamMask, mask
 from loopbox_agent.summarise import Compacted
+from loopbox_agent.turn_restart import before_break
 
 MOST_RESTARTS = 3
 
@@ -67,6 +67,8 @@ class Dialogue:
     listen: Callable[[Callable[[str], object] | None], object] = lambda _: None  #: takes who hears messages into it
     keeping: KeepInContext | None = None  #: compresses the history where it would not fit
     broken: tuple[type[Exception], ...] = ()  #: what a turn may be begun again after
+    spent: Callable[[int], object] = lambda _: None  #: told the tokens of each turn; may raise
+    remind: Callable[[], str] = lambda: ""  #: what the system says before a turn, '' for nothing
     rules: MaskRules = EVERYWHERE
     said: str = ""  #: of the answer under way, as it may be shown
     history: list[ModelMessage] = field(default_factory=list)  #: all of it, as the model sees it
@@ -109,7 +111,7 @@ class Dialogue:
                 if restarts > MOST_RESTARTS:
                     raise
                 self._take_back()
-                asked = None if self.fresh else asked
+                asked = None if self.history else asked
                 continue
             except (UsageLimitExceeded, UnexpectedModelBehavior) as error:
                 raise ModelOutputInvalidError(f"The run was ended: {error}") from error
@@ -119,7 +121,11 @@ class Dialogue:
         try:
             async for node in run:
                 if Agent.is_model_request_node(node):
+                    if words := self.remind():
+                        run.enqueue(words)
+                    before = self.usage.total_tokens
                     await self._ask(node, run)
+                    self.spent(self.usage.total_tokens - before)
                 self._keep(run)
         finally:
             self.listen(None)
@@ -161,10 +167,7 @@ class Dialogue:
 
     def _take_back(self) -> None:
         """Forget the answer that broke off; the history then ends with what the model was asked."""
-        while self.history and isinstance(self.history[-1], ModelResponse):
-            self.history.pop()
-        while self.fresh and isinstance(self.fresh[-1], ModelResponse):
-            self.fresh.pop()
+        self.history, self.fresh = before_break(self.history), before_break(self.fresh)
         if self.said:
             self.tell("text.reset", {"characters": len(self.said)})
             self.said = ""

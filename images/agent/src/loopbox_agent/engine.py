@@ -252,8 +252,7 @@ def _named(at: EngineAt, *, answering: bool = False) -> Iterator[None]:
         ) from error
     except (httpx2.ConnectError, httpx2.TimeoutException) as error:
         raise EngineUnavailableError(
-            f"The gateway at {at.url} cannot be reached ({_words(error)}); nothing was generated. "
-            f"{_READY}",
+            f"The gateway at {at.url} cannot be reached ({_words(error)}); nothing was generated. {_READY}",
             retry_after_s=2,
         ) from error
     except httpx2.HTTPError as error:

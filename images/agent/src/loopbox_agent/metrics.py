@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Tried(Protocol):
+    """One try of one model."""
+
+    @property
+    def member(self) -> str:
+        """Its name in the pool."""
+
+    @property
+    def category(self) -> str | None:
+        """Of its failure; None: it answered."""
 
 
 class Metrics:
@@ -39,4 +53,14 @@ class Metrics:
             ["tool", "outcome"],
             registry=self.registry,
         )
+        self.model_tries = Counter(
+            "loopbox_agent_model_tries_total",
+            "Requests to each model by what came of them.",
+            ["member", "outcome"],
+            registry=self.registry,
+        )
         self.running_runs = Gauge("loopbox_agent_running_runs", "Runs under way.", registry=self.registry)
+
+    def tried(self, tried: Tried) -> None:
+        """Count one try of one model."""
+        self.model_tries.labels(member=tried.member, outcome=tried.category or "ok").inc()

@@ -11,14 +11,19 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 from fastapi import Depends
+from pydantic_ai.models import Model
 from starlette.requests import HTTPConnection
 
+from loopbox_agent import delegation
 from loopbox_agent.audit import Audit
 from loopbox_agent.builtin_tools import Builtins
 from loopbox_agent.engine import Engine, EngineUnavailableError
 from loopbox_agent.hub import Hub
 from loopbox_agent.mcp_servers import McpServers
 from loopbox_agent.metrics import Metrics
+from loopbox_agent.model import OllamaModel, Served
+from loopbox_agent.model_pool import ModelPool
+from loopbox_agent.pool_member import PoolMember, parse_members
 from loopbox_agent.reviews import Reviews
 from loopbox_agent.risk import Risk
 from loopbox_agent.runs import AgentWork, Kit
@@ -28,6 +33,7 @@ from loopbox_agent.settings import Settings
 from loopbox_agent.slots import Slots
 from loopbox_agent.store import Store, open_store
 from loopbox_agent.threats import Threats
+from loopbox_agent.tokens import Meters
 from loopbox_agent.toolkit import Toolkit
 from loopbox_agent.web_search import WebSearch
 
@@ -77,6 +83,12 @@ def parts_of(connection: HTTPConnection) -> Parts:
 Wired = Annotated[Parts, Depends(parts_of)]
 
 
+def native(member: PoolMember, settings: Settings, engine: Engine, meters: Meters) -> Model:
+    """Return the model of a member of the pool."""
+    served = Served(model=member.model, num_ctx=settings.num_ctx, max_output_tokens=settings.max_output_tokens)
+    return OllamaModel(engine, served, meter=meters.of(member.model))
+
+
 @asynccontextmanager
 async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     """Open everything, and close it in the order that loses nothing."""
@@ -93,8 +105,14 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         stack.push_async_callback(web.close)
         servers = McpServers(SqlServerStore(store.database), secrets_dir=settings.secrets_dir, proxy=proxy)
         stack.push_async_callback(servers.close)
-        toolkit = Toolkit(broker=broker, builtins=Builtins(store, web), servers=servers)
-        kit = Kit(settings, engine, toolkit, metrics, store, audit, Risk(Threats(), store.memories))
+        toolkit = Toolkit(broker=broker, builtins=Builtins(store, web, [delegation.spec()]), servers=servers)
+        meters = Meters()
+        pool = ModelPool(
+            parse_members(settings.models), lambda member: native(member, settings, engine, meters), told=metrics.tried
+        )
+        kit = Kit(
+            settings, engine, toolkit, metrics, store, audit, Risk(Threats(), store.memories), pool, meters=meters
+        )
         slots = Slots(settings.max_concurrent_runs, metrics)
         hub = Hub(settings, slots, metrics, store.run_log, lambda run, asked: AgentWork(kit, run, asked))
         sending = asyncio.create_task(audit.send_forever(), name="audit")

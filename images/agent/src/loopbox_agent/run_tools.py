@@ -1,20 +1,31 @@
-"""run_tools: owns the making of one run's tool calls: told of, journaled, counted, audited."""
+"""run_tools: owns the making of one run's tool calls: told of, journaled, tried again where that is safe, audited."""
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pydantic import JsonValue
+from pydantic_ai import RunContext
+from pydantic_ai.tools import Tool
 
 from loopbox_agent.audit import Audit
+from loopbox_agent.breaker import Breakers
 from loopbox_agent.call_journal import CallJournal, Repeat, Unknown
 from loopbox_agent.live_run import LiveRun
+from loopbox_agent.loop_watch import call_key
 from loopbox_agent.mask import mask_json
 from loopbox_agent.metrics import Metrics
+from loopbox_agent.reminders import CallSeen
+from loopbox_agent.retry import Retries
 from loopbox_agent.run_records import ToolCallView
 from loopbox_agent.sandbox import Outcome
+from loopbox_agent.seen import Seen
+from loopbox_agent.subagents import Child
+from loopbox_agent.tool_failure import classify_result
 from loopbox_agent.tool_spec import ToolSpec
 from loopbox_agent.toolkit import Tools
 
@@ -27,22 +38,35 @@ UNSURE = (
 
 @dataclass
 class RunTools:
-    """Calls tools for one run, and for its sub-agents."""
+    """Calls tools for one run, or for one of its sub-agents."""
 
     run: LiveRun
     tools: Tools
     journal: CallJournal
     audit: Audit
     metrics: Metrics
+    retries: Retries
+    breakers: Breakers
     most: int
     made: list[ToolCallView] = field(default_factory=list)
+    seen: list[CallSeen] = field(default_factory=list)  #: for reminders
+    child: Child | None = None
+
+    def for_child(self, child: Child) -> RunTools:
+        """Return the same tools as a sub-agent calls them: in its budget, knowing only the files it saw itself."""
+        caller = replace(self.tools.caller, seen=Seen())
+        return replace(self, tools=replace(self.tools, caller=caller), seen=[], child=child)
 
     async def call(self, tool: ToolSpec, call_id: str, arguments: Mapping[str, JsonValue]) -> Outcome:
         """Make a call; what it does to the world is journaled before and after. Raises ToolBrokeError."""
+        if self.child is not None:
+            self.child.about_to_call(tool.name, arguments)
+            call_id = f"{self.child.id.rpartition('_')[2]}:{call_id}"[:64]
         if len(self.made) >= self.most:
             return Outcome(ENOUGH, {"text": ENOUGH}, is_error=True)
         shown = mask_json(dict(arguments))
-        self.run.tell("tool.started", {"name": tool.name, "call_id": call_id, "arguments": shown})
+        told = {"name": tool.name, "call_id": call_id, **({"child": self.child.id} if self.child else {})}
+        self.run.tell("tool.started", {**told, "arguments": shown})
         begun = time.monotonic()
         outcome = await self._journaled(tool, call_id, arguments)
         view = ToolCallView(
@@ -53,6 +77,7 @@ class RunTools:
             duration_ms=round((time.monotonic() - begun) * 1000),
         )
         self.made.append(view)
+        self._note(tool, arguments, outcome)
         self.metrics.tool_calls.labels(tool=tool.name, outcome="error" if outcome.is_error else "ok").inc()
         self.audit.tell(
             "tool.called",
@@ -64,18 +89,48 @@ class RunTools:
             failed=outcome.is_error,
             ms=view.duration_ms,
         )
-        self.run.tell("tool.finished", {**view.model_dump(mode="json"), "call_id": call_id})
+        self.run.tell("tool.finished", {**view.model_dump(mode="json"), **told})
         return outcome
+
+    def _note(self, tool: ToolSpec, arguments: Mapping[str, JsonValue], outcome: Outcome) -> None:
+        failure = classify_result(outcome.text) if outcome.is_error else None
+        category, advice = (failure.category, failure.advice) if failure else ("", "")
+        self.seen.append(CallSeen(tool.name, call_key(tool.name, arguments), category, advice))
 
     async def _journaled(self, tool: ToolSpec, call_id: str, arguments: Mapping[str, JsonValue]) -> Outcome:
         if tool.effect == "read":  # it may simply run again
-            return await self.tools.caller.call(tool, arguments)
+            return await self.retries.run(lambda: self._guarded(tool, arguments), "read")
         match await self.journal.begin(self.run.id, call_id, tool.name, dict(arguments), "write"):
             case Repeat(result=result, is_error=is_error):
                 known = result if isinstance(result, dict) else {"text": result}
                 return Outcome(str(known.get("text", known)), known, is_error=is_error)
             case Unknown():
                 return Outcome(UNSURE, {"text": UNSURE}, is_error=True)
-        outcome = await self.tools.caller.call(tool, arguments)
+        outcome = await self.retries.run(lambda: self._guarded(tool, arguments), "write")
         await self.journal.finish(self.run.id, call_id, {"text": outcome.text}, is_error=outcome.is_error)
         return outcome
+
+    async def _guarded(self, tool: ToolSpec, arguments: Mapping[str, JsonValue]) -> Outcome:
+        """Make the call unless the tool failed too often just now. Raises BreakerOpenError, ToolBrokeError."""
+        permit = self.breakers.require(f"{tool.source}/{tool.name}", time.monotonic())
+        try:
+            outcome = await self.tools.caller.call(tool, arguments)
+        except Exception:
+            permit.failed(time.monotonic())
+            raise
+        except BaseException:
+            permit.gave_up()
+            raise
+        permit.succeeded(time.monotonic())
+        return outcome
+
+
+def offered(tools: RunTools, tool: ToolSpec) -> Tool[None]:
+    """Return a tool as the model's framework takes it; its arguments were checked before it is called."""
+
+    async def call(context: RunContext[None], **arguments: Any) -> str:  # Any: JSON by the tool's own schema
+        return (await tools.call(tool, context.tool_call_id or secrets.token_hex(8), arguments)).text
+
+    return Tool.from_schema(
+        call, name=tool.name, description=tool.description, json_schema=dict(tool.schema), takes_ctx=True
+    )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import anyio
 from pydantic import JsonValue
-from pydantic_ai import RunContext, UsageLimits
+from pydantic_ai import UsageLimits
 from pydantic_ai.messages import (
     ModelMessage,
     ModelMessagesTypeAdapter,
@@ -22,11 +20,14 @@ from pydantic_ai.messages import (
     ToolCallPart,
     ToolReturnPart,
 )
-from pydantic_ai.tools import Tool as OfferedTool
 
 from loopbox_agent.audit import Audit, Scalar
+from loopbox_agent.breaker import Breakers
 from loopbox_agent.builtin_tools import Place
 from loopbox_agent.context import KeepInContext
+from loopbox_agent.deadline import Deadline
+from loopbox_agent.delegation import NAME as DELEGATE
+from loopbox_agent.delegation import Delegation
 from loopbox_agent.dialogue import Dialogue
 from loopbox_agent.engine import Engine
 from loopbox_agent.forced import check_arguments, fill
@@ -34,11 +35,14 @@ from loopbox_agent.hub import Work
 from loopbox_agent.live_run import LiveRun
 from loopbox_agent.mask import mask, mask_json
 from loopbox_agent.metrics import Metrics
-from loopbox_agent.model import OllamaModel, OllamaSettings
+from loopbox_agent.model import OllamaSettings
+from loopbox_agent.model_pool import BrokeOffError, ModelPool
 from loopbox_agent.quarantine import Finding
+from loopbox_agent.reminding import Reminding
+from loopbox_agent.retry import Retries
 from loopbox_agent.risk import InputBlockedError, Risk
 from loopbox_agent.run_records import RunRequest, RunResult, RunStatus, ToolCallView, ToolChoice, Usage
-from loopbox_agent.run_tools import RunTools
+from loopbox_agent.run_tools import RunTools, offered
 from loopbox_agent.settings import Settings
 from loopbox_agent.shaped import shaped_answer
 from loopbox_agent.store import Store
@@ -47,7 +51,6 @@ from loopbox_agent.summarise import summarise_with
 from loopbox_agent.threats import Assessment, Band
 from loopbox_agent.tokens import Meters
 from loopbox_agent.tool_offer import ToolForbiddenError
-from loopbox_agent.tool_spec import ToolSpec
 from loopbox_agent.toolkit import Toolkit, Tools, Wanted
 from loopbox_agent.turn_end import close_turn
 
@@ -67,6 +70,8 @@ class Kit:
     store: Store
     audit: Audit
     risk: Risk
+    pool: ModelPool
+    breakers: Breakers = field(default_factory=Breakers)
     meters: Meters = field(default_factory=Meters)
 
 
@@ -84,6 +89,7 @@ class AgentWork(Work):
     added: Sequence[ModelMessage] = ()  #: to the conversation, as far as it is complete
     whole: bool = False  #: whether ``added`` is the whole turn
     dialogue: Dialogue | None = None
+    deadline: Deadline = field(default_factory=Deadline.never)
     held: bool = False  #: whether the output waits for a review
 
     def result(self, status: RunStatus) -> RunResult:
@@ -104,7 +110,8 @@ class AgentWork(Work):
 
     async def carry_out(self) -> RunStatus:
         """Do it. Raises AgentError."""
-        asked = self.asked
+        asked, settings = self.asked, self.kit.settings
+        self.deadline = Deadline.after(min(asked.timeout_s or settings.run_timeout_s, settings.run_timeout_s))
         self._audit("run.started", instruction=len(asked.instruction), tools=",".join(asked.tools)[:500])
         shape = plan_shape(asked.output_schema) if asked.output_schema is not None else None
         async with AsyncExitStack() as stack:
@@ -171,11 +178,28 @@ class AgentWork(Work):
             hosts=tuple(asked.hosts),
             band=risk.band.value,
         )
-        tools = await kit.toolkit.open(wanted, stack)
+        delegation = Delegation(
+            run=self.run,
+            pool=kit.pool,
+            settings=sampling(asked, kit.settings),
+            deadline=self.deadline,
+            most_tokens=kit.settings.max_child_tokens,
+            most_calls=kit.settings.max_tool_calls,
+        )
+        tools = await kit.toolkit.open(wanted, stack, {DELEGATE: delegation.call})
         if tools.sandbox is not None and self.run.thread:
             await self._hold_workspace(stack, tools)
-        made = RunTools(self.run, tools, kit.store.calls, kit.audit, kit.metrics, kit.settings.max_tool_calls)
-        self.made = made.made
+        made = RunTools(
+            run=self.run,
+            tools=tools,
+            journal=kit.store.calls,
+            audit=kit.audit,
+            metrics=kit.metrics,
+            retries=Retries(self.deadline),
+            breakers=kit.breakers,
+            most=kit.settings.max_tool_calls,
+        )
+        self.made, delegation.tools = made.made, made
         return made
 
     async def _hold_workspace(self, stack: AsyncExitStack, tools: Tools) -> None:
@@ -244,7 +268,7 @@ class AgentWork(Work):
 
     async def _free(self, tools: RunTools | None, history: Sequence[ModelMessage], shape: Shape | None) -> None:
         asked, settings = self.asked, self.kit.settings
-        model = OllamaModel(self.kit.engine, settings, meter=self.kit.meters.of(settings.model))
+        model = self.kit.pool.for_run(self.deadline)
         wanted = sampling(asked, settings)
         if shape is not None and tools is None:
             answer = await shaped_answer(model, wanted, shape, asked.instruction, system=asked.system, history=history)
@@ -260,6 +284,8 @@ class AgentWork(Work):
             instructions=asked.system,
             tools=[offered(tools, tool) for tool in tools.tools.offer.tools] if tools else (),
             listen=self.run.listen,
+            broken=(BrokeOffError,),
+            remind=Reminding(self.deadline, tools, settings.max_tool_calls).words,
             keeping=KeepInContext(
                 meter=self.kit.meters.of(settings.model),
                 num_ctx=settings.num_ctx,
@@ -310,14 +336,3 @@ def sampling(asked: RunRequest, settings: Settings) -> OllamaSettings:
     if asked.stop:
         wanted["stop_sequences"] = list(asked.stop)
     return wanted
-
-
-def offered(tools: RunTools, tool: ToolSpec) -> OfferedTool[None]:
-    """Return a tool as the model's framework takes it; its arguments were checked before it is called."""
-
-    async def call(context: RunContext[None], **arguments: Any) -> str:  # Any: JSON by the tool's own schema
-        return (await tools.call(tool, context.tool_call_id or secrets.token_hex(8), arguments)).text
-
-    return OfferedTool.from_schema(
-        call, name=tool.name, description=tool.description, json_schema=dict(tool.schema), takes_ctx=True
-    )

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     max_output_tokens: int = Field(default=512, ge=1, le=1 << 17)  #: of one model turn, unless the request says
     max_turns: int = Field(default=8, ge=1, le=100)  #: model turns of one run
     max_tool_calls: int = Field(default=32, ge=1, le=1000)  #: of one run
+    max_child_tokens: int = Field(default=100_000, ge=1000)  #: of all sub-agents of one run
+    models: str = ""  #: JSON list of the pool's members; '': the gateway alone
     broker_socket: Path = Path("/run/broker/broker.sock")
     leases_dir: Path = Path("/run/leases")
     state_dir: Path = Path("/var/lib/agent")  #: threads, memories, workspaces, backups

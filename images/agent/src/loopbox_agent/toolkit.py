@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from loopbox_agent.builtin_tools import Builtins, Place
+from loopbox_agent.builtin_tools import Builtins, Call, Place
 from loopbox_agent.mcp_servers import McpServers
 from loopbox_agent.principal import Principal
 from loopbox_agent.sandbox import Broker, Kind, Sandbox
@@ -70,8 +70,11 @@ class Toolkit:
         listed = next((self._listed[kind] for kind in kinds if kind in self._listed), ())
         return await self._merged(user, listed)
 
-    async def open(self, wanted: Wanted, stack: AsyncExitStack) -> Tools:
-        """Return a run's tools; what they hold is given back by ``stack``. Raises AgentError."""
+    async def open(self, wanted: Wanted, stack: AsyncExitStack, more: Mapping[str, Call] | None = None) -> Tools:
+        """Return a run's tools; what they hold is given back by ``stack``. Raises AgentError.
+
+        more: calls of built-in tools that only this run can make, by name.
+        """
         user = wanted.place.user
         kind: Kind = "browser" if any(_is_browsers(word) for word in (*wanted.names, *wanted.capabilities)) else "tools"
         sandbox: Sandbox | None = None
@@ -88,7 +91,7 @@ class Toolkit:
             schedule=schedule,
             sandbox=sandbox,
             session=wanted.place.run,
-            builtins=self.builtins.calls(wanted.place),
+            builtins={**self.builtins.calls(wanted.place), **(more or {})},
             server=lambda tool, arguments: self.servers.call(user, tool, arguments),
         )
         return Tools(offer, registry, caller)
