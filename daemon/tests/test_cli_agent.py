@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +15,16 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
+from run_loopctl import loopctl, start
 
 from loopd.cli import run_follow
 from loopd.cli.agent_client import HELD_PAGE
 from loopd.cli.exits import ExitCode, UnreachableError
 from loopd.cli.inputs import FileError, writing
-from loopd.cli.main import app
 from loopd.cli.messages import sentences
 from loopd.cli.run_follow import Place, RunLostError, Stream, follow
 from loopd.cli.sse import Message
 
-DAEMON = Path(__file__).parents[1]
 DEADLINE_S = 20.0
 NOON = "2026-03-01T12:00:00Z"
 RUN, THREAD = "run_00000000000000aa", "thread_00000000000000bb"
@@ -125,25 +121,6 @@ async def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(run_follow, "WAITS_S", (0.001,) * 5)
     yield stand_in
     await runner.cleanup()
-
-
-async def loopctl(*arguments: str, stdin: bytes = b"", code: int = 0) -> Result:
-    run = CliRunner().invoke
-    result = await asyncio.to_thread(run, app, list(arguments), input=stdin, catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
-
-
-async def start(*arguments: str) -> asyncio.subprocess.Process:
-    """Start the real program, with Ctrl-C as a terminal has it even where these tests run in the background."""
-    program = "import sys; from loopd.cli.main import main; sys.argv[0] = 'loopctl'; main()"
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program, *arguments),
-        env={**os.environ, "PYTHONPATH": str(DAEMON)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 # ask
