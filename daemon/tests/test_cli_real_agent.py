@@ -20,12 +20,14 @@ import pytest
 import structlog
 from aiohttp import web
 from images.agent.tests.conftest import Agent, Launch, Script, StubEngine, answering, piece, says, serving
+from real_haproxy import agent, open_haproxy
 from run_loopctl import loopctl, start
 
 from loopbox_agent.app import build_app
 from loopbox_agent.settings import Settings
 from loopd.cli import run_follow
 from loopd.cli.exits import ExitCode
+from loopd.gateway import ServerState
 
 HELD = Script((piece("half an "),), hold=True)
 
@@ -202,3 +204,22 @@ async def test_an_agent_that_comes_back_tells_how_its_run_ended(
     assert result.stdout == "half an \n"
     assert "going on after event 2" in result.stderr
     assert "[run_cancelled]" in result.stderr
+
+
+async def test_the_gateway_in_between(real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real HAProxy as loopd configures it: streams come through, a file is refused before it is sent."""
+    async with open_haproxy() as gateway:
+        await gateway.start(agent(f"127.0.0.1:{real.agent.http.base_url.port}"))
+        await gateway.until("agent/agent", ServerState.UP)
+        monkeypatch.setenv("LOOPBOX_PUBLIC_PORT", str(gateway.config.public_port))
+        asked = await loopctl("ask", "q", "--thread", "new")
+        assert asked.stdout == "Hello there\n"
+        thread = asked.stderr.split()[1]
+        file = tmp_path / "files.tar"
+        for size, code in ((80_000, 0), (8 << 20, 1)):
+            with tarfile.open(file, "w") as archive:
+                member = tarfile.TarInfo("notes.txt")
+                member.size = size
+                archive.addfile(member, io.BytesIO(b"x" * size))
+            result = await loopctl("threads", "import", thread, str(file), code=code)
+        assert "the request body is larger than the limit; nothing was passed on [too_large]" in result.stderr
