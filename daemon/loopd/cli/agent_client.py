@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from typing import BinaryIO, TypeVar
 from urllib.parse import quote, urlencode
@@ -33,7 +33,7 @@ from loopd.cli.agent_views import (
 from loopd.cli.client import parse
 from loopd.cli.exits import AnswerError, MissingError
 from loopd.cli.sse import Message
-from loopd.cli.wire import Answer, Request, Wire
+from loopd.cli.wire import Answer, Begun, Request, Wire
 
 ANSWER_S = 30.0
 ERASE_S = 600.0  # the search index is written anew
@@ -63,9 +63,9 @@ class AgentClient:
         """Start a run that goes on without a client."""
         return self._call("POST", RUN_PATH, RunView, body=body)
 
-    def run(self, body: bytes) -> Generator[Message | None]:
-        """Start a run and yield its events."""
-        return self._stream(Request("POST", RUN_PATH, body))
+    def run(self, body: bytes, named: Callable[[str], object]) -> Generator[Message | None]:
+        """Start a run and yield its events; ``named`` is told its id first."""
+        return self._stream(Request("POST", RUN_PATH, body), lambda headers: named(headers.get("X-Run-Id", "")))
 
     def follow(self, run_id: str, after: int) -> Generator[Message | None]:
         """Yield a run's events after a number."""
@@ -235,8 +235,8 @@ class AgentClient:
     def _fetch(self, request: Request, *, timeout_s: float = ANSWER_S) -> Answer:
         return self._wire.fetch(request, timeout_s=timeout_s)
 
-    def _stream(self, request: Request) -> Generator[Message | None]:
-        with closing(self._wire.stream(request, silence_s=SILENCE_S, tick_s=SILENCE_S)) as messages:
+    def _stream(self, request: Request, begun: Begun | None = None) -> Generator[Message | None]:
+        with closing(self._wire.stream(request, silence_s=SILENCE_S, tick_s=SILENCE_S, begun=begun)) as messages:
             yield from messages
 
 

@@ -87,7 +87,7 @@ def ask(  # noqa: PLR0913 each is an option
         return
     run, place = Run(), Place()
     # Each connection has a token of its own: a run may outlive one.
-    begin, resume = partial(start_run, settings, body), partial(resume_run, settings)
+    begin, resume = partial(start_run, settings, body, place.name), partial(resume_run, settings)
     following = follow(begin, resume, place, screen.remark)
     with cancelling(settings, place, screen), closing(following) as messages:
         show(run, messages, screen, text=not json and not schema)

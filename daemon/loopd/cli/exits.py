@@ -13,7 +13,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1  #: it was tried and went wrong; `status`: not serving as it should
     USAGE = 2  #: the command line makes no sense
-    UNREACHABLE = 3  #: loopd, or for `ask` the gateway, does not answer
+    UNREACHABLE = 3  #: loopd, or for what asks the agent the gateway, does not answer
     NOT_FOUND = 4
     CONFLICT = 5  #: it contradicts what is under way
     REFUSED = 6  #: no permission: no token, or a wrong one
@@ -23,10 +23,10 @@ class ExitCode(IntEnum):
 
 
 MEANINGS: dict[ExitCode, str] = {
-    ExitCode.OK: "done; `status`: serving; `rollouts watch`: promoted",
+    ExitCode.OK: "done; `status`: serving; `rollouts watch`: promoted; `ask`, `runs watch`: completed",
     ExitCode.FAILED: "it was tried and went wrong; `status`: not serving as it should; a rollout was turned back",
     ExitCode.USAGE: "the command line makes no sense",
-    ExitCode.UNREACHABLE: "loopd (for `ask`: the gateway) does not answer",
+    ExitCode.UNREACHABLE: "loopd (for what asks the agent: the gateway) does not answer, or a run was lost",
     ExitCode.NOT_FOUND: "there is nothing by that name (HTTP 404)",
     ExitCode.CONFLICT: "it contradicts what is under way; nothing was changed (HTTP 409)",
     ExitCode.REFUSED: "no permission: no token, or a wrong one (HTTP 401, 403)",

@@ -17,7 +17,7 @@ app = typer.Typer(help="List, add, remove and test MCP servers whose tools the a
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-_MOODS: dict[str, Mood] = {"ready": "good", "unused": "off"}
+_MOODS: dict[str, Mood] = {"ready": "good", "unused": "off", "idle": "off", "connecting": "busy"}
 
 
 def check_server(text: str) -> str:

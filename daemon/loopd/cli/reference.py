@@ -19,7 +19,9 @@ _HEAD = """\
 # loopctl
 
 The command line of the appliance. It speaks with loopd on its unix socket (as root), else on 127.0.0.1 with the
-token of `loopctl token path`; `ask` speaks with the gateway, as any client does.
+token of `loopctl token path`. `ask`, `runs`, `threads`, `memory`, `knowledge`, `tools`, `mcp`, `quarantine` and `people`
+speak with the agent through the gateway, as any client does, with a token of minutes that loopd gives out: they act as
+the user `local` with the role admin, and show what belongs to that user unless they say otherwise.
 
 - On a terminal there are colours and live pictures; on a pipe, with `NO_COLOR` or `TERM=dumb`, plain lines.
 - `--json` is everywhere where something is shown. Following commands write one object a line.
@@ -30,6 +32,7 @@ token of `loopctl token path`; `ask` speaks with the gateway, as any client does
 loopctl status --watch
 loopctl ask "What is the capital of France?"
 git diff | loopctl ask - --system "Review this change." --max-tokens 300
+loopctl ask "Plan a trip." --thread new --background   # then: loopctl runs watch ID
 loopctl exec -- python3 -c "print(6*7)"
 loopctl rollouts watch && echo promoted
 loopctl events --follow --json | jq -r .event

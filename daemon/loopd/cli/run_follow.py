@@ -53,11 +53,12 @@ class Place:
     run_id: str = ""
     last: int = 0  #: number of the last event
 
+    def name(self, run_id: str) -> None:
+        """Take the run's id from its answer's headers."""
+        self.run_id = run_id or self.run_id
+
     def note(self, message: Message) -> None:
         """Go on to this event."""
-        if message.event == "run.started":
-            run_id = parse_event(message).get("run_id")
-            self.run_id = run_id if isinstance(run_id, str) else self.run_id
         if message.id.isascii() and message.id.isdigit():
             self.last = int(message.id)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -80,10 +80,10 @@ def open_agent(settings: Settings | None = None) -> Iterator[AgentClient]:
         yield AgentClient(wire)
 
 
-def start_run(settings: Settings, body: bytes) -> Generator[Message | None]:
-    """Start a run of the agent and yield its events."""
+def start_run(settings: Settings, body: bytes, named: Callable[[str], object]) -> Generator[Message | None]:
+    """Start a run of the agent and yield its events; ``named`` is told its id first."""
     with open_agent(settings) as agent:
-        yield from agent.run(body)
+        yield from agent.run(body, named)
 
 
 def resume_run(settings: Settings, run_id: str, after: int) -> Generator[Message | None]:

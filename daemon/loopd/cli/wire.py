@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -27,6 +27,7 @@ MAX_ANSWER_BYTES = 32 << 20
 MAX_REFUSAL_CHARACTERS = 2000
 
 T = TypeVar("T")
+Begun = Callable[[Mapping[str, str]], object]
 
 
 class BrokenStreamError(UnreachableError):
@@ -98,13 +99,18 @@ class Wire:
         """Ask and write the answer's body into ``sink``, of any size; return its bytes. Raises as fetch() does."""
         return self._run(self._save(request, sink, silence_s))
 
-    def stream(self, request: Request, *, silence_s: float, tick_s: float) -> Generator[Message | None]:
+    def stream(
+        self, request: Request, *, silence_s: float, tick_s: float, begun: Begun | None = None
+    ) -> Generator[Message | None]:
         """Yield messages of an event stream until its end, and None whenever ``tick_s`` passed without one.
 
+        ``begun`` is told the answer's headers first: when a stream breaks off, events that came may be lost with it.
         Close the iterator when you leave it early. Raises as fetch() does, BrokenStreamError when it breaks off or
         nothing came for ``silence_s``.
         """
         response = self._run(self._begin(request, silence_s))
+        if begun:
+            begun(response.headers)
         reading = _Reading(response, f"the stream of {self.name}")
         try:
             while (messages := self._run(reading.next(tick_s))) is not None:
