@@ -61,6 +61,7 @@ class Cancelled:
     """One cancel. Milliseconds from its request; infinite: not within the patience."""
 
     state: str
+    mark: str  #: in the command line or the environment of each process of the call
     reached: bool  #: the run was in this state when the cancel was sent
     answered_ms: float = 0.0
     silent_ms: float = 0.0  #: the engine writes no more
@@ -122,7 +123,7 @@ class Bench:
         run: Any = await self.agent.json("POST", "/agents/run-agent", body)
         await asyncio.sleep(moment_s)
         reached = bool(await asyncio.to_thread(marked, mark)) if state in COMMANDS else self.engine.seen.under_way > 0
-        done = Cancelled(state, reached)
+        done = Cancelled(state, mark, reached)
         sent = time.perf_counter()
 
         async def answered() -> bool:
@@ -188,6 +189,7 @@ async def opened() -> AsyncIterator[Bench]:
         environment = agent_environment(url, port, folder) | {
             "AGENT_BROKER_SOCKET": str(rig.run_dir / "broker" / "broker.sock"),
             "AGENT_LEASES_DIR": str(rig.run_dir / "leases"),
+            "AGENT_NUM_CTX": "16384",  # an answer of PIECES must fit
         }
         log = folder / "agent.log"
         process = stack.enter_context(
@@ -210,7 +212,7 @@ def figures(done: list[Cancelled], skipped: list[str]) -> dict[str, Any]:  # Any
         told[f"{part}_p99_ms"] = quantile([getattr(one, f"{part}_ms") for one in done], 0.99)
     return told | {
         "reached": sum(one.reached for one in done),
-        "leftovers": sum(bool(one.left) for one in done),
+        "leftovers": sum(bool(one.left) or one.gone_ms == float("inf") for one in done),
         "talked_on": sum(one.silent_ms == float("inf") for one in done),
         "unsaved": sum(one.saved_ms == float("inf") for one in done),
         "unsaved_early": sum(one.saved_ms == float("inf") and not one.reached for one in done),
@@ -231,6 +233,9 @@ async def measure() -> dict[str, Any]:  # Any: as in figures
             one = await bench.one(states[number % len(states)], chance.uniform(0, SPAN_S))
             done.append(one)
             print(f"{number + 1}/{CANCELS}: {one}", file=sys.stderr)
+        await asyncio.sleep(1)
+        for one in done:  # what came up after all
+            one.left = await asyncio.to_thread(marked, one.mark)
     return figures(done, [] if deep else ["deep"])
 
 
