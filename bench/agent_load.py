@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -62,6 +63,10 @@ class Client:
             fault = f"failed: {error!r}"
             if connection:
                 connection.close()
+        except asyncio.CancelledError:
+            if connection:
+                connection.close()
+            raise
         answer = connection.answer if connection else Answer()
         if connection and connection.usable:
             self.idle.append(connection)
@@ -143,7 +148,7 @@ def read_events(body: bytes) -> Told:
         name = fields["event"]
         if name == "text.delta":
             texts.append(json.loads(fields["data"])["text"])
-    gaps = sum(number != place for place, number in enumerate(numbers, 1))
+    gaps = sum(number != before + 1 for before, number in pairwise([0, *numbers]))
     return Told(len(numbers), gaps, "".join(texts), name)
 
 
