@@ -4,7 +4,8 @@
 is not simply allowed. deepset's test split (116 texts) gives deepset_f1; NotInject (339 harmless texts with words of
 attacks) gives notinject_fpr. Neither was trained on, nor was a threshold or pattern chosen by them. Where a set is not
 on this machine its figures are null; images/agent/guard/sets.py says where they are looked for.
-ms_per_request_p50 and _p95 are of assess() on the texts of both sets and on longer ones (ROUNDS, default 5).
+ms_per_request_p50 and _p95 are of assess() on the texts of both sets and on 15 documents each of 1,000, 4,000 and 8,000
+characters, ROUNDS times (default 5); ms_at_N_chars are medians of the documents alone.
 Masking is measured too: mask_ms_per_1000_chars, and mask_us_per_piece for a stream of pieces of 5 characters.
 """
 
@@ -28,6 +29,7 @@ from loopbox_agent.threats import ALLOW_UP_TO, Threats  # noqa: E402 — as abov
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 PIECE = 5
 SIZES = (1000, 4000, 8000)  # characters of the longer texts
+EACH = 15  # longer texts of each size among the timed ones: with both sets here, one request in ten is a document
 BARS = {"notinject_fpr": 0.05, "deepset_f1": 0.80, "ms_per_request_p95": 5.0}
 
 
@@ -84,7 +86,10 @@ def main() -> None:
     missed = sum(is_attack and not found for found, is_attack in flagged)
     false_alarms = sum(threats.assess(text).score > ALLOW_UP_TO for text, _ in notinject)
     long_alarms = sum(threats.assess(text).score > ALLOW_UP_TO for text in longer)
-    spent = timed(threats, [text for text, _ in (*deepset, *notinject)] + longer)
+    by_size = {size: [text for text in longer if len(text) == size][:EACH] for size in SIZES}
+    spent = timed(
+        threats, [text for text, _ in (*deepset, *notinject)] + [one for some in by_size.values() for one in some]
+    )
     figures = {
         "deepset_f1": round(2 * right / (2 * right + wrong_alarm + missed), 4) if deepset else None,
         "deepset_n": len(deepset),
@@ -97,10 +102,7 @@ def main() -> None:
         "ms_per_request_p50": round(median(spent), 3),
         "ms_per_request_p95": round(quantiles(spent, n=20)[-1], 3),
         "requests_timed": len(spent),
-        **{
-            f"ms_at_{size}_chars": round(median(timed(threats, [text for text in longer if len(text) == size])), 3)
-            for size in SIZES
-        },
+        **{f"ms_at_{size}_chars": round(median(timed(threats, some)), 3) for size, some in by_size.items()},
         **masking(longer),
     }
     for name, bar in BARS.items():

@@ -1006,7 +1006,7 @@ def spoken(*texts: str) -> list[tuple[str, dict[str, Any]]]:  # Any: JSON
 def test_ask_sends_the_question_and_prints_the_answer(world: World) -> None:
     """All options reach the agent; the last line is ended."""
     world.run = spoken("Par", "is")
-    result = loopctl("ask", "Capital?", "--system", "Be brief.", "--max-tokens", "9", "--tool", "bash")
+    result = loopctl("ask", "Capital?", "--system", "Be brief.", "--max-tokens", "9", "--call", "bash")
     assert (result.exit_code, result.stdout) == (0, "Paris\n")
     assert world.bodies == [
         {
@@ -1068,7 +1068,7 @@ def test_a_run_that_streams_no_text_shows_its_output(
 ) -> None:
     """A forced tool's output is the answer."""
     world.run = run
-    assert loopctl("ask", "q", "--tool", "bash").stdout == shown
+    assert loopctl("ask", "q", "--call", "bash").stdout == shown
 
 
 @pytest.mark.parametrize(

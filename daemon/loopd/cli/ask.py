@@ -3,152 +3,138 @@
 from __future__ import annotations
 
 import json as jsonlib
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from loopd.cli.exits import AnswerError, ApiError
-from loopd.cli.screen import open_screen
-from loopd.cli.session import read_settings, stream_run
-from loopd.cli.sse import Message
-from loopd.cli.words import plain
+from loopd.cli.exits import ExitCode
+from loopd.cli.inputs import check_thread, read_schema, read_text
+from loopd.cli.run_follow import Place, Run, follow
+from loopd.cli.run_screen import AnswerView, ending, show, structured
+from loopd.cli.screen import Screen, open_screen
+from loopd.cli.session import open_agent, read_settings, resume_run, start_run
+from loopd.errors import LoopdError
 
-PATH = "/agents/run-agent"
-SILENCE_S = 300.0  # a long prompt on a slow processor: time to the first token
-MAX_INSTRUCTION_BYTES = 1 << 20
-MAX_ANSWER_CHARACTERS = 16 << 20
+if TYPE_CHECKING:
+    from loopd.config import Settings
 
-_LATE = ConfigDict(defer_build=True)  # `--help` need not wait for it
-_OBJECT: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue], config=_LATE)
+NEW = "new"
 
 
-class AnswerView(BaseModel):
-    """The whole answer, for --json."""
-
-    model_config = _LATE
-
-    text: str
-    tools: list[dict[str, JsonValue]]  #: what tool.finished said, in order
-    run: dict[str, JsonValue]  #: what run.completed said
+def check_new_thread(text: str | None) -> str | None:
+    """Refuse what is neither a thread's id nor ``new``."""
+    return text if text in (None, NEW) else check_thread(text)
 
 
-@dataclass(slots=True)
-class Run:
-    """A run of the agent, read from its stream."""
-
-    tools: list[dict[str, JsonValue]] = field(default_factory=list)
-    completed: dict[str, JsonValue] | None = None
-    text: list[str] = field(default_factory=list)
-
-    def read(self, messages: Iterable[Message | None]) -> Iterator[tuple[str, str]]:
-        """Yield ("text", piece) and ("tool", name) as they come. Raises ApiError on run.failed, AnswerError."""
-        length = 0
-        for message in messages:
-            if message is None:
-                continue
-            body = _parse(message)
-            match message.event:
-                case "text.delta":
-                    piece = str(body.get("text", ""))
-                    length += len(piece)
-                    if length > MAX_ANSWER_CHARACTERS:
-                        raise AnswerError(f"the answer is longer than {MAX_ANSWER_CHARACTERS} characters; it was left")
-                    self.text.append(piece)
-                    yield "text", piece
-                case "tool.started":
-                    yield "tool", str(body.get("tool") or body.get("name") or "a tool")
-                case "tool.finished":
-                    self.tools.append(body)
-                case "run.completed":
-                    self.completed = body
-                    return
-                case "run.failed":
-                    raise _failure(body)
-                case _:
-                    pass  # run.started, or an event of a newer agent
-        raise AnswerError("the answer broke off before its end; `loopctl status` says how the agent is. Ask again")
-
-
-def ask(
+def ask(  # noqa: PLR0913 each is an option
     instruction: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
     *,
     system: Annotated[str | None, typer.Option("--system", help="Instructions that stand above the question.")] = None,
-    tool: Annotated[str | None, typer.Option("--tool", metavar="NAME", help="Make the model call this tool.")] = None,
+    thread: Annotated[
+        str | None,
+        typer.Option(
+            "--thread",
+            metavar="ID",
+            callback=check_new_thread,
+            help='Go on in this conversation; "new" begins one and writes its id to standard error.',
+        ),
+    ] = None,
+    tool: Annotated[
+        list[str] | None, typer.Option("--tool", metavar="NAME", help="Let the model call this tool; may be repeated.")
+    ] = None,
+    call: Annotated[str | None, typer.Option("--call", metavar="NAME", help="Make the model call this tool.")] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host", metavar="PATTERN", help="Let its tools reach this host, such as *.example.org; may be repeated."
+        ),
+    ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option("--schema", metavar="FILE", help="Answer with JSON that fits the JSON schema in this file."),
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = None,
+    background: Annotated[
+        bool, typer.Option("--background", help="Write the run's id and leave; the run goes on.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Write the whole answer as JSON, at its end.")] = False,
 ) -> None:
-    """Ask the agent; the answer streams to standard output as it is written."""
-    screen = open_screen()
-    body = request(read_instruction(instruction), system=system, tool=tool, max_tokens=max_tokens)
-    run = Run()
-    with closing(stream_run(read_settings(), PATH, body, silence_s=SILENCE_S)) as messages:
-        for kind, piece in run.read(messages):
-            if kind == "tool":
-                screen.remark(f"[tool: {piece}]")
-            elif not json:
-                # On a terminal a model must not be able to move the cursor; a file gets what it wrote.
-                screen.write(plain(piece, keep="\n\t") if screen.terminal else piece)
-    if json:
-        screen.json(AnswerView(text="".join(run.text), tools=run.tools, run=run.completed or {}))
-    else:
-        screen.write(ending(run, terminal=screen.terminal))
+    """Ask the agent; the answer streams to standard output as it is written.
 
-
-def read_instruction(text: str) -> str:
-    """Return the argument, or standard input for ``-``. Raises BadParameter when there is nothing or too much."""
-    if text == "-":
-        raw = sys.stdin.buffer.read(MAX_INSTRUCTION_BYTES + 1)
-        if len(raw) > MAX_INSTRUCTION_BYTES:
-            raise typer.BadParameter(f"standard input has more than {MAX_INSTRUCTION_BYTES} bytes")
-        text = raw.decode("utf-8", "replace")
-    if not text.strip():
-        raise typer.BadParameter("there is no question")
-    return text
-
-
-def request(instruction: str, *, system: str | None, tool: str | None, max_tokens: int | None) -> bytes:
-    """Return the body for the agent."""
-    asked = {
-        "instruction": instruction,
-        "stream": True,
+    A connection that breaks is taken up again. Ctrl-C cancels the run on the server, too.
+    """
+    screen, question = open_screen(), read_text(instruction, "question")
+    asked: dict[str, object] = {
+        "instruction": question,
+        "stream": not background,
+        "background": background,
         "system": system,
-        "tool_choice": tool,
+        "tools": tool,
+        "tool_choice": call,
+        "hosts": host,
+        "output_schema": read_schema(schema) if schema else None,
         "max_output_tokens": max_tokens,
     }
-    return jsonlib.dumps({key: value for key, value in asked.items() if value is not None}).encode()
+    settings = read_settings()
+    asked["thread_id"] = find_thread(settings, thread, screen)
+    body = jsonlib.dumps({key: value for key, value in asked.items() if value}).encode()
+    if background:
+        leave_running(settings, body, screen, json=json)
+        return
+    run, place = Run(), Place()
+    # Each connection has a token of its own: a run may outlive one.
+    begin, resume = partial(start_run, settings, body), partial(resume_run, settings)
+    following = follow(begin, resume, place, screen.remark)
+    with cancelling(settings, place, screen), closing(following) as messages:
+        show(run, messages, screen, text=not json and not schema)
+    if json:
+        screen.json(AnswerView(text="".join(run.text), tools=run.tools, run=run.ended or {}))
+    elif schema and run.status == "completed":
+        screen.write(structured(run, terminal=screen.terminal))
+    else:
+        screen.write(ending(run, terminal=screen.terminal))
+    run.check()
 
 
-def ending(run: Run, *, terminal: bool) -> str:
-    """Return what is still to be written: the output of a run that streamed no text, and the last line's end."""
-    text = "".join(run.text)
-    if text:
-        return "" if text.endswith("\n") else "\n"
-    output = (run.completed or {}).get("output")
-    if output is None and run.tools:
-        output = run.tools[-1].get("output", run.tools[-1].get("result"))
-    if output is None:
-        return "\n"
-    shown = output if isinstance(output, str) else jsonlib.dumps(output, ensure_ascii=False)
-    return (plain(shown, keep="\n\t") if terminal else shown).removesuffix("\n") + "\n"
+def find_thread(settings: Settings, thread: str | None, screen: Screen) -> str | None:
+    """Return the thread's id; begins one for ``new``."""
+    if thread != NEW:
+        return thread
+    with open_agent(settings) as agent:
+        made = agent.new_thread(None).thread_id
+    screen.remark(f"thread {made}")
+    return made
 
 
-def _parse(message: Message) -> dict[str, JsonValue]:
+def leave_running(settings: Settings, body: bytes, screen: Screen, *, json: bool) -> None:
+    """Start a run that goes on by itself and write its id."""
+    with open_agent(settings) as agent:
+        view = agent.start(body)
+    if json:
+        screen.json(view)
+    else:
+        screen.line(view.run_id)
+        screen.remark(f"it goes on by itself: `loopctl runs watch {view.run_id}` follows it, `runs cancel` ends it")
+
+
+@contextmanager
+def cancelling(settings: Settings, place: Place, screen: Screen) -> Iterator[None]:
+    """Have Ctrl-C end the run on the server, and loopctl with 130."""
     try:
-        return _OBJECT.validate_json(message.data)
-    except ValidationError as error:
-        raise AnswerError(f"the agent's event {message.event!r} is no JSON object; is it of this version?") from error
-
-
-def _failure(body: dict[str, JsonValue]) -> ApiError:
-    told = body.get("error")
-    told = told if isinstance(told, dict) else {}
-    return ApiError(
-        str(told.get("message") or "the run failed and the agent gave no reason; its log may"),
-        answered_code=str(told.get("code") or "run_failed"),
-        http_status=0,
-    )
+        yield
+    except KeyboardInterrupt:
+        screen.remark("" if screen.terminal else "stopped")
+        if not place.run_id:
+            screen.remark("the agent had not said the run's id yet; it ends the run itself, since nobody follows it")
+        else:
+            try:
+                with open_agent(settings) as agent:
+                    agent.cancel(place.run_id)
+                screen.remark(f"{place.run_id} was cancelled; nothing of it runs on")
+            except LoopdError as error:
+                screen.remark(f"{place.run_id} could not be cancelled: {error}")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -234,8 +234,8 @@ def _told(request: BaseModel) -> bytes:
     return json.dumps(body).encode()
 
 
-def parse(model: type[M], body: bytes, what: str) -> M:
-    """Read an answer; fields that only a newer loopd knows are passed over. Raises AnswerError."""
+def parse(model: type[M], body: bytes, what: str, *, who: str = "loopd") -> M:
+    """Read an answer; fields that only a newer side knows are passed over. Raises AnswerError."""
     try:
         return model.model_validate_json(body, extra="ignore")
     except ValidationError as error:
@@ -243,7 +243,7 @@ def parse(model: type[M], body: bytes, what: str) -> M:
         where = ".".join(map(str, fault["loc"])) or "the body"
         raise AnswerError(
             f"the answer to {what} cannot be read ({where}: {fault['msg']}). Nothing was changed by reading it; "
-            "is it loopd that listens there, and of this version? `loopctl version` compares"
+            f"is it {who} that listens there, and of this version? `loopctl version` compares"
         ) from error
 
 

@@ -16,11 +16,19 @@ from loopd.cli import (
     doctor,
     events,
     execute,
+    knowledge,
+    mcp,
+    memory,
+    people,
+    quarantine,
     releases,
     rollouts,
+    runs,
     settings,
     status,
+    threads,
     tokens,
+    tools,
     up,
     users,
     why,
@@ -72,6 +80,14 @@ def root(
 
 app.command("status")(status.status)
 app.command("ask")(ask.ask)
+app.add_typer(runs.app, name="runs")
+app.add_typer(threads.app, name="threads")
+app.add_typer(memory.app, name="memory")
+app.add_typer(knowledge.app, name="knowledge")
+app.command("tools")(tools.tools)
+app.add_typer(mcp.app, name="mcp")
+app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(people.app, name="people")
 app.command("exec", context_settings={"allow_interspersed_args": False})(execute.execute)
 app.add_typer(releases.app, name="releases")
 app.add_typer(rollouts.app, name="rollouts")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from loopd.errors import LoopdError
 
 if TYPE_CHECKING:
+    from loopd.cli.agent_client import AgentClient
     from loopd.cli.client import Client
     from loopd.cli.sse import Message
     from loopd.cli.wire import Wire
@@ -69,6 +70,28 @@ def own_token(settings: Settings) -> dict[str, str]:
         return {"Authorization": f"Bearer {client.issue(wanted).token}"}
 
 
+@contextlib.contextmanager
+def open_agent(settings: Settings | None = None) -> Iterator[AgentClient]:
+    """Open connections to the agent through the gateway, with a token of their own. Raises ConfigError."""
+    from loopd.cli.agent_client import AgentClient  # noqa: PLC0415 see the module's docstring
+
+    settings = settings or read_settings()
+    with open_gateway(settings, own_token(settings)) as wire:
+        yield AgentClient(wire)
+
+
+def start_run(settings: Settings, body: bytes) -> Generator[Message | None]:
+    """Start a run of the agent and yield its events."""
+    with open_agent(settings) as agent:
+        yield from agent.run(body)
+
+
+def resume_run(settings: Settings, run_id: str, after: int) -> Generator[Message | None]:
+    """Yield the events of a run after a number."""
+    with open_agent(settings) as agent:
+        yield from agent.follow(run_id, after)
+
+
 def gateway_answers(settings: Settings) -> bool:
     """Tell whether the gateway says that requests are answered; needs no loopd and no token."""
     from loopd.cli.wire import Request  # noqa: PLC0415 see the module's docstring
@@ -87,11 +110,3 @@ def own_version() -> str:
         return version("loopbox")
     except PackageNotFoundError:
         return "unknown: not installed as a package"
-
-
-def stream_run(settings: Settings, path: str, body: bytes, *, silence_s: float) -> Generator[Message | None]:
-    """Yield what the gateway streams in answer to a POST."""
-    from loopd.cli.wire import Request  # noqa: PLC0415 see the module's docstring
-
-    with open_gateway(settings, own_token(settings)) as wire:
-        yield from wire.stream(Request("POST", path, body), silence_s=silence_s, tick_s=silence_s)

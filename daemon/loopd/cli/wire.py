@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
@@ -41,8 +41,9 @@ class Request:
 
     method: str
     path: str  #: quoted, with its query
-    body: bytes | None = None  #: JSON
+    body: bytes | BinaryIO | None = None  #: a file is sent from where it stands, and closed
     headers: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "application/json"  #: of the body
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -93,6 +94,10 @@ class Wire:
         """Ask and return the whole answer. Raises UnreachableError, ApiError, AnswerError."""
         return self._run(self._fetch(request, timeout_s))
 
+    def save(self, request: Request, sink: BinaryIO, *, silence_s: float) -> int:
+        """Ask and write the answer's body into ``sink``, of any size; return its bytes. Raises as fetch() does."""
+        return self._run(self._save(request, sink, silence_s))
+
     def stream(self, request: Request, *, silence_s: float, tick_s: float) -> Generator[Message | None]:
         """Yield messages of an event stream until its end, and None whenever ``tick_s`` passed without one.
 
@@ -117,7 +122,7 @@ class Wire:
     async def _send(self, request: Request, limits: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         if self._session is None:
             raise RuntimeError("Wire is a context: enter it first")
-        kind = {"Content-Type": "application/json"} if request.body is not None else {}
+        kind = {"Content-Type": request.kind} if request.body is not None else {}
         response = await self._session.request(
             request.method,
             URL(self.base + request.path, encoded=True),
@@ -125,6 +130,8 @@ class Wire:
             headers={**kind, **request.headers},
             timeout=limits,
             allow_redirects=False,
+            # A file that is too large is refused before it is sent: a refusal in its middle would break it off.
+            expect100=not isinstance(request.body, bytes | None),
         )
         if response.status >= HTTPStatus.BAD_REQUEST:
             async with response:
@@ -137,6 +144,17 @@ class Wire:
             response = await self._send(request, limits)
             async with response:
                 return await _read(response)
+
+    async def _save(self, request: Request, sink: BinaryIO, silence_s: float) -> int:
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
+        async with self._explain(str(request), silence_s):
+            response = await self._send(request, limits)
+            async with response:
+                size = 0
+                async for piece in response.content.iter_chunked(1 << 18):
+                    await asyncio.to_thread(sink.write, piece)
+                    size += len(piece)
+                return size
 
     async def _begin(self, request: Request, silence_s: float) -> aiohttp.ClientResponse:
         limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)

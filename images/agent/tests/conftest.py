@@ -65,6 +65,7 @@ class StubEngine:
     headers: list[Mapping[str, str]] = field(default_factory=list)
     models: tuple[str, ...] = ("agent:latest",)
     probes: int = 0
+    counts: bool = False  #: say how long the prompt was, at four characters a token, instead of what the script says
     holding: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)  #: a client went away from a held answer
 
@@ -74,7 +75,9 @@ class StubEngine:
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         response = web.StreamResponse(status=script.status)
         await response.prepare(request)
-        for line in script.lines:
+        prompt = sum(len(message["content"]) for message in self.orders[-1]["messages"]) // 4
+        for told in script.lines:
+            line = {**told, "prompt_eval_count": prompt} if self.counts and not isinstance(told, bytes) else told
             await response.write(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
         if script.cut and request.transport:
             request.transport.abort()
@@ -99,6 +102,7 @@ class StubBroker:
     lent: list[Any] = field(default_factory=list)  #: Any: JSON bodies received
     out: set[str] = field(default_factory=set)
     empty: bool = False
+    told: list[Any] = field(default_factory=list)  #: Any: JSON bodies of the audit trail
     back: asyncio.Condition = field(default_factory=asyncio.Condition)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     answer: asyncio.Event = field(default_factory=asyncio.Event)
@@ -122,6 +126,10 @@ class StubBroker:
         async with self.back:
             self.out.discard(request.match_info["lease"])
             self.back.notify_all()
+        return web.Response(status=204)
+
+    async def audit(self, request: web.Request) -> web.Response:
+        self.told += (await request.json())["entries"]
         return web.Response(status=204)
 
     async def all_back(self) -> None:
@@ -223,7 +231,11 @@ async def engine() -> AsyncIterator[StubEngine]:
 @pytest.fixture
 async def broker(run_dir: Path) -> AsyncIterator[StubBroker]:
     stub = StubBroker()
-    routes = (web.post("/v1/leases", stub.lend), web.delete("/v1/leases/{lease}", stub.take_back))
+    routes = (
+        web.post("/v1/leases", stub.lend),
+        web.delete("/v1/leases/{lease}", stub.take_back),
+        web.post("/v1/audit", stub.audit),
+    )
     async with answering(*routes, path=run_dir / "broker.sock"):
         yield stub
 

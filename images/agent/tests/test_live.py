@@ -60,7 +60,7 @@ async def test_a_client_goes_on_after_the_last_event_it_had(agent: Agent, after:
 
 async def test_a_stream_that_broke_off_goes_on_within_the_grace(launch: Launch, engine: StubEngine) -> None:
     agent = await launch(resume_grace_s=30)
-    engine.scripts = [Script((piece("a"), piece("b")), hold=True)]
+    engine.scripts = [Script((piece("one two "), piece("three four ")), hold=True)]
     async with agent.http.stream("POST", "/agents/run-agent", json={"instruction": "x", "stream": True}) as response:
         run_id = response.headers["X-Run-Id"]
         async for line in response.aiter_lines():
@@ -69,7 +69,10 @@ async def test_a_stream_that_broke_off_goes_on_within_the_grace(launch: Launch, 
     assert not engine.left.is_set()
     follow = asyncio.create_task(told(agent, run_id, 2))
     await agent.http.post(f"/agents/runs/{run_id}/cancel")
-    assert [(n, name) for n, name, _ in await follow] == [(3, "text.delta"), (4, "run.cancelled")]
+    rest = await follow
+    assert [number for number, _, _ in rest] == list(range(3, 3 + len(rest)))
+    assert rest[-1][1] == "run.cancelled"
+    assert rest[-1][2]["output"] == "one two three four"
 
 
 async def test_cancel_while_the_model_speaks_stops_it_and_keeps_what_it_said(agent: Agent, engine: StubEngine) -> None:
@@ -77,7 +80,7 @@ async def test_cancel_while_the_model_speaks_stops_it_and_keeps_what_it_said(age
     run_id = await started(agent)
     await asyncio.wait_for(engine.holding.wait(), 5)
     answer = (await agent.http.post(f"/agents/runs/{run_id}/cancel")).json()
-    assert (answer["status"], answer["output"]) == ("cancelled", "half an ")
+    assert (answer["status"], answer["output"]) == ("cancelled", "half an")
     await asyncio.wait_for(engine.left.wait(), 5)
     again = (await agent.http.post(f"/agents/runs/{run_id}/cancel")).json()
     assert again == answer
@@ -164,7 +167,7 @@ async def test_a_run_over_the_socket_tells_the_same_events(agent: Agent) -> None
 
 async def test_a_socket_that_broke_off_goes_on_where_it_was(launch: Launch, engine: StubEngine) -> None:
     agent = await launch(resume_grace_s=30)
-    engine.scripts = [Script((piece("a"), piece("b")), hold=True), says("never")]
+    engine.scripts = [Script((piece("one two "), piece("three four ")), hold=True), says("never")]
     async with dial(agent) as socket:
         await socket.send(json.dumps({"type": "run", "request": {"instruction": "x"}}))
         first = await heard(socket, "text.delta")
@@ -178,7 +181,7 @@ async def test_a_socket_that_broke_off_goes_on_where_it_was(launch: Launch, engi
         await socket.send(json.dumps({"type": "steer", "run_id": run_id, "text": "Shorter."}))
         assert (await heard(socket, "run.steered"))[-1]["data"] == {"text": "Shorter."}
         await socket.send(json.dumps({"type": "cancel", "run_id": run_id}))
-        assert (await heard(socket, "run.cancelled"))[-1]["data"]["output"] == "ab"
+        assert (await heard(socket, "run.cancelled"))[-1]["data"]["output"] == "one two three four"
     await asyncio.wait_for(engine.left.wait(), 5)
 
 
@@ -255,3 +258,32 @@ async def test_a_turn_cancelled_in_a_tool_leaves_a_conversation_that_goes_on(
     roles = [m["role"] for m in engine.orders[-1]["messages"]]
     assert roles == ["user", "assistant", "tool", "assistant", "user"]
     assert "nobody knows" in engine.orders[-1]["messages"][2]["content"]
+
+
+async def test_a_conversation_that_fills_its_context_is_compressed_and_nothing_of_it_is_lost(
+    launch: Launch, engine: StubEngine
+) -> None:
+    agent = await launch(num_ctx=512, max_output_tokens=64)
+    thread = (await agent.http.post("/agents/threads", json={})).json()["thread_id"]
+    engine.counts = True
+    engine.scripts = [says("Noted, I will keep that in mind for the harbour report.")]
+    compressed: list[dict[str, Any]] = []
+    for number in range(16):
+        asked = (
+            f"Fact {number}: the boat number {number} lies at pier {number % 7} and carries cargo {number * 13}. " * 2
+        )
+        events = await agent.events(instruction=asked, thread_id=thread)
+        assert events[-1][1] == "run.completed", events[-1]
+        compressed += [body for _, name, body in events if name == "context.compressed"]
+    assert compressed
+    for made in compressed:
+        assert made["tokens_after"] < 0.5 * made["tokens_before"]
+    path = f"/agents/threads/{thread}/messages"
+    active = (await agent.http.get(path, params={"limit": 200})).json()["messages"]
+    assert active[0]["message"]["parts"][0]["part_kind"] == "compaction"
+    assert len(active) < 16
+    dropped = (await agent.http.get(path, params={"dropped": True, "query": "Fact 0:", "limit": 200})).json()[
+        "messages"
+    ]
+    assert any("boat number 0" in json.dumps(message["message"]) for message in dropped)
+    assert len(engine.orders[-1]["messages"]) < 16

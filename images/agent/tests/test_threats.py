@@ -31,6 +31,14 @@ def test_each_pattern_finds_its_example_and_leaves_its_look_alike(identity: str)
     assert one.id not in found(one.look_alike)
 
 
+@pytest.mark.parametrize("identity", [one.id for one in PATTERNS if not one.is_disguise])
+def test_a_form_is_found_deep_in_a_long_text(identity: str) -> None:
+    """Guards the part of a long text that is searched: around the pattern's cues."""
+    one = pattern_by_id(identity)
+    assert one is not None
+    assert identity in found("The weather was fine. " * 200 + "\n" + one.example + "\n" + "It rained later. " * 200)
+
+
 def test_the_table_is_whole() -> None:
     assert len(PATTERNS) >= 50
     assert len({one.id for one in PATTERNS}) == len(PATTERNS)

@@ -111,7 +111,7 @@ class Audit:
                 response = await self._http.post("/v1/audit", json={"entries": entries[start : start + BATCH]})
             except httpx2.HTTPError:
                 return False
-            if response.status_code == httpx2.codes.UNPROCESSABLE_ENTITY:
+            if response.status_code == httpx2.codes.UNPROCESSABLE_CONTENT:
                 # Sent again it would be refused again, and hold back all that follows.
                 log.error("audit.refused", answer=response.text[:500])
             elif response.status_code != httpx2.codes.NO_CONTENT:

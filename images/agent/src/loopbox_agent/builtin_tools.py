@@ -44,7 +44,7 @@ class _ReadBack(_Arguments):
 
 
 class _Note(_Arguments):
-    name: Annotated[str, Field(min_length=1, max_length=64)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$")]
     text: Annotated[str, Field(max_length=2000)]
 
 
@@ -135,7 +135,7 @@ class Builtins:
         """Return the notes."""
         kept = self._store.memories.session if place.thread else self._store.memories.working
         found = await kept.all(place.thread or place.run)
-        return "\n".join(f"{name}: {text}" for name, text in found.items()) or "there is no note"
+        return "\n".join(f"{name}: {text}" for name, text in found.items() if name[0] != "_") or "there is no note"
 
 
 def told(message: ModelMessage) -> str:

@@ -1,4 +1,4 @@
-"""engine: owns the talk with the engine behind the gateway: one pooled HTTP client, answers read chunk by chunk.
+"""engine: owns the talk with one engine, as a rule the gateway's: a pooled HTTP client, answers read chunk by chunk.
 
 Answers are always streamed, even for callers that want them whole: silence is then noticed after
 ``engine_silence_s`` instead of at the end, and an answer that was cut is told from one that is done.
@@ -6,9 +6,11 @@ Answers are always streamed, even for callers that want them whole: silence is t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 import httpx2
@@ -16,6 +18,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loopbox_agent.errors import AgentError
+from loopbox_agent.failure import retry_after
 from loopbox_agent.lines import LineTooLongError, cut_lines
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.settings import Settings
@@ -71,21 +74,49 @@ class _Models(BaseModel):
     models: tuple[_Model, ...] = Field(default=(), max_length=10_000)
 
 
-class Engine:
-    """The engine behind the gateway; which release answers is the gateway's business."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAt:
+    """Where an engine is and how long it may take."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._settings = settings
+    url: str
+    model: str  #: the name it knows the model by
+    connect_s: float = 5.0
+    silence_s: float = 120.0  #: longest wait for the next token
+    most_requests: int = 128  #: at once
+
+    @classmethod
+    def the_gateway(cls, settings: Settings) -> EngineAt:
+        """Return the gateway's; which release answers is the gateway's business."""
+        return cls(
+            url=str(settings.engine_url),
+            model=settings.model,
+            connect_s=settings.engine_connect_s,
+            silence_s=settings.engine_silence_s,
+            most_requests=settings.max_concurrent_runs,
+        )
+
+
+class Engine:
+    """One engine by its URL.
+
+    transport: another way to its address than a connection of our own.
+    """
+
+    def __init__(
+        self, at: EngineAt | Settings, metrics: Metrics, *, transport: httpx2.AsyncBaseTransport | None = None
+    ) -> None:
+        self._at = at if isinstance(at, EngineAt) else EngineAt.the_gateway(at)
         self._metrics = metrics
         self._http = httpx2.AsyncClient(
-            base_url=str(settings.engine_url),
-            timeout=httpx2.Timeout(settings.engine_connect_s, read=settings.engine_silence_s),
+            base_url=self._at.url,
+            timeout=httpx2.Timeout(self._at.connect_s, read=self._at.silence_s),
             limits=httpx2.Limits(
                 # One for each run and some for probes, so that a full house still answers its health check.
-                max_connections=settings.max_concurrent_runs + 4,
+                max_connections=self._at.most_requests + 4,
                 max_keepalive_connections=32,
                 keepalive_expiry=15,
             ),
+            transport=transport,
             trust_env=False,
         )
 
@@ -112,7 +143,7 @@ class Engine:
             await response.aclose()
 
     async def _open(self, request: httpx2.Request) -> httpx2.Response:
-        with _named(self._settings):
+        with _named(self._at):
             try:
                 response = await self._http.send(request, stream=True)
             except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
@@ -122,13 +153,13 @@ class Engine:
         if response.status_code == httpx2.codes.OK:
             return response
         try:
-            raise _refusal(response.status_code, await _head(response))
+            raise _refusal(response, await _head(response))
         finally:
             await response.aclose()
 
     async def _chunks(self, response: httpx2.Response, asked_at: float) -> AsyncIterator[ChatChunk]:
         first = True
-        with _named(self._settings, answering=True):
+        with _named(self._at, answering=True):
             async for line in cut_lines(response.aiter_bytes(), longest=LONGEST_LINE):
                 chunk = _parse(line)
                 if chunk.error is not None:
@@ -156,8 +187,8 @@ class Engine:
             names = {m.name for m in _Models.model_validate_json(response.content).models}
         except ValidationError as error:
             raise EngineUnavailableError("the gateway's list of models has another form") from error
-        if not names & {self._settings.model, f"{self._settings.model}:latest"}:
-            raise EngineUnavailableError(f"the engine does not know the model {self._settings.model!r}")
+        if not names & {self._at.model, f"{self._at.model}:latest"}:
+            raise EngineUnavailableError(f"the engine does not know the model {self._at.model!r}")
 
 
 def _parse(line: bytes) -> ChatChunk:
@@ -167,14 +198,25 @@ def _parse(line: bytes) -> ChatChunk:
         raise EngineFailedError(f"The engine's answer has another form: {line[:200]!r}") from error
 
 
-def _refusal(status: int, words: str) -> AgentError:
+def _refusal(response: httpx2.Response, words: str) -> AgentError:
+    status = response.status_code
     if status == httpx2.codes.BAD_REQUEST and "context" in words:
         return ContextExceededError(f"The prompt is longer than the model's context: {words}. Shorten the instruction.")
-    if status in {httpx2.codes.NOT_FOUND, httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE}:
+    if status == httpx2.codes.NOT_FOUND:  # while the model is being swapped; so it is worth another try
         return EngineUnavailableError(
             f"No engine took the request ({status}: {words}); nothing was generated. {_READY}", retry_after_s=2
         )
-    return EngineFailedError(f"The engine answered {status}: {words}")
+    asked = retry_after(response.headers)
+    wait = None if asked is None else math.ceil(asked)
+    if status in {httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE}:
+        return EngineUnavailableError(
+            f"No engine took the request ({status}: {words}); nothing was generated. {_READY}",
+            details={"upstream_status": status},
+            retry_after_s=2 if wait is None else wait,
+        )
+    return EngineFailedError(
+        f"The engine answered {status}: {words}", details={"upstream_status": status}, retry_after_s=wait
+    )
 
 
 async def _head(response: httpx2.Response) -> str:
@@ -199,18 +241,18 @@ def _words(error: Exception) -> str:
 
 
 @contextmanager
-def _named(settings: Settings, *, answering: bool = False) -> Iterator[None]:
+def _named(at: EngineAt, *, answering: bool = False) -> Iterator[None]:
     """Give the HTTP client's errors the names of their causes."""
     try:
         yield
     except httpx2.ReadTimeout as error:
         raise EngineSilentError(
-            f"The engine said nothing for {settings.engine_silence_s:g} s; the run was ended. "
+            f"The engine said nothing for {at.silence_s:g} s; the run was ended. "
             "Ask for fewer tokens, or raise AGENT_ENGINE_SILENCE_S for a slow host."
         ) from error
     except (httpx2.ConnectError, httpx2.TimeoutException) as error:
         raise EngineUnavailableError(
-            f"The gateway at {settings.engine_url} cannot be reached ({_words(error)}); nothing was generated. "
+            f"The gateway at {at.url} cannot be reached ({_words(error)}); nothing was generated. "
             f"{_READY}",
             retry_after_s=2,
         ) from error

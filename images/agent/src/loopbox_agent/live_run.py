@@ -70,6 +70,7 @@ class LiveRun:
     events: list[Event] = field(default_factory=list)
     steers: list[str] = field(default_factory=list)  #: messages into the run that its loop has not taken yet
     followers: int = 0
+    mute: bool = False  #: what it says is held back until somebody has looked at it
     cancelled_by: str = ""  #: why it was cancelled, '' while it was not
     error: BaseException | None = None  #: what it failed of
     task: asyncio.Task[None] | None = None
@@ -84,6 +85,8 @@ class LiveRun:
 
     def tell(self, name: str, body: Mapping[str, Any]) -> None:  # Any: JSON
         """Add an event. Raises TooMuchToldError, never for the one that ends the run."""
+        if self.mute and name not in ENDINGS:
+            return
         if name not in ENDINGS:
             self._bytes += 64 + sum(len(value) if isinstance(value, str) else 64 for value in body.values())
             if self._bytes > MOST_EVENT_BYTES:

@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+from loopbox_agent.mask import mask_processor
+
 
 def configure_logs(level: str) -> None:
     """Route structlog and the standard library's logging to JSON lines on stdout."""
@@ -15,6 +17,7 @@ def configure_logs(level: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        mask_processor,
     ]
     render = structlog.processors.JSONRenderer(sort_keys=True)
     structlog.configure(

@@ -20,12 +20,14 @@ from loopbox_agent.hub import Hub
 from loopbox_agent.mcp_servers import McpServers
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.reviews import Reviews
+from loopbox_agent.risk import Risk
 from loopbox_agent.runs import AgentWork, Kit
 from loopbox_agent.sandbox import Broker
 from loopbox_agent.server_store_sql import SqlServerStore
 from loopbox_agent.settings import Settings
 from loopbox_agent.slots import Slots
 from loopbox_agent.store import Store, open_store
+from loopbox_agent.threats import Threats
 from loopbox_agent.toolkit import Toolkit
 from loopbox_agent.web_search import WebSearch
 
@@ -92,7 +94,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         servers = McpServers(SqlServerStore(store.database), secrets_dir=settings.secrets_dir, proxy=proxy)
         stack.push_async_callback(servers.close)
         toolkit = Toolkit(broker=broker, builtins=Builtins(store, web), servers=servers)
-        kit = Kit(settings, engine, toolkit, metrics, store, audit)
+        kit = Kit(settings, engine, toolkit, metrics, store, audit, Risk(Threats(), store.memories))
         slots = Slots(settings.max_concurrent_runs, metrics)
         hub = Hub(settings, slots, metrics, store.run_log, lambda run, asked: AgentWork(kit, run, asked))
         sending = asyncio.create_task(audit.send_forever(), name="audit")

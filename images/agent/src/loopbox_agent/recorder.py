@@ -14,6 +14,7 @@ import structlog
 
 from loopbox_agent.errors import AgentError
 from loopbox_agent.live_run import Event, LiveRun
+from loopbox_agent.mask import mask_json
 from loopbox_agent.run_log import MOST_EVENTS, Ended, RunEvent, RunLog
 from loopbox_agent.run_records import RunRequest
 
@@ -33,7 +34,7 @@ class Recorder:
 
     def begin(self, asked: RunRequest) -> None:
         """Write that it begins; nobody waits for that until something depends on it."""
-        request = asked.model_dump(mode="json", exclude_defaults=True)
+        request = mask_json(asked.model_dump(mode="json", exclude_defaults=True))
         work = self._log.start(self._run.id, self._run.principal.user, request, thread_id=self._run.thread)
         self._begun = asyncio.create_task(work, name=f"begin-{self._run.id}")
 

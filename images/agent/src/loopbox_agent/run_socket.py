@@ -86,7 +86,7 @@ async def run_socket(socket: WebSocket) -> None:
         pass
     finally:
         await client.leave()
-        with contextlib.suppress(RuntimeError):  # it is closed already
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it is closed already
             await socket.close()
 
 

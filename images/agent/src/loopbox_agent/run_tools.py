@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from loopbox_agent.audit import Audit
 from loopbox_agent.call_journal import CallJournal, Repeat, Unknown
 from loopbox_agent.live_run import LiveRun
+from loopbox_agent.mask import mask_json
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.run_records import ToolCallView
 from loopbox_agent.sandbox import Outcome
@@ -40,13 +41,14 @@ class RunTools:
         """Make a call; what it does to the world is journaled before and after. Raises ToolBrokeError."""
         if len(self.made) >= self.most:
             return Outcome(ENOUGH, {"text": ENOUGH}, is_error=True)
-        self.run.tell("tool.started", {"name": tool.name, "call_id": call_id, "arguments": dict(arguments)})
+        shown = mask_json(dict(arguments))
+        self.run.tell("tool.started", {"name": tool.name, "call_id": call_id, "arguments": shown})
         begun = time.monotonic()
         outcome = await self._journaled(tool, call_id, arguments)
         view = ToolCallView(
             name=tool.name,
-            arguments=dict(arguments),
-            result=dict(outcome.result),
+            arguments=shown,
+            result=mask_json(dict(outcome.result)),
             is_error=outcome.is_error,
             duration_ms=round((time.monotonic() - begun) * 1000),
         )

@@ -11,35 +11,41 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-import structlog
-from pydantic_ai import Agent, ModelRetry, RunContext, UsageLimits
-from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
+from pydantic import JsonValue
+from pydantic_ai import RunContext, UsageLimits
 from pydantic_ai.messages import (
     ModelMessage,
+    ModelMessagesTypeAdapter,
     ModelRequest,
     ModelResponse,
-    PartDeltaEvent,
-    PartStartEvent,
     TextPart,
-    TextPartDelta,
     ToolCallPart,
     ToolReturnPart,
 )
-from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import Tool as OfferedTool
 
 from loopbox_agent.audit import Audit, Scalar
 from loopbox_agent.builtin_tools import Place
+from loopbox_agent.context import KeepInContext
+from loopbox_agent.dialogue import Dialogue
 from loopbox_agent.engine import Engine
-from loopbox_agent.forced import ArgumentsInvalidError, ModelOutputInvalidError, check_arguments, fill
+from loopbox_agent.forced import check_arguments, fill
 from loopbox_agent.hub import Work
 from loopbox_agent.live_run import LiveRun
+from loopbox_agent.mask import mask, mask_json
 from loopbox_agent.metrics import Metrics
-from loopbox_agent.model import OllamaModel
+from loopbox_agent.model import OllamaModel, OllamaSettings
+from loopbox_agent.quarantine import Finding
+from loopbox_agent.risk import InputBlockedError, Risk
 from loopbox_agent.run_records import RunRequest, RunResult, RunStatus, ToolCallView, ToolChoice, Usage
 from loopbox_agent.run_tools import RunTools
 from loopbox_agent.settings import Settings
+from loopbox_agent.shaped import shaped_answer
 from loopbox_agent.store import Store
+from loopbox_agent.structured import Shape, plan_shape
+from loopbox_agent.summarise import summarise_with
+from loopbox_agent.threats import Assessment, Band
+from loopbox_agent.tokens import Meters
 from loopbox_agent.tool_offer import ToolForbiddenError
 from loopbox_agent.tool_spec import ToolSpec
 from loopbox_agent.toolkit import Toolkit, Tools, Wanted
@@ -47,8 +53,7 @@ from loopbox_agent.turn_end import close_turn
 
 READERS = frozenset({"read_file", "list_files", "search_files", "glob"})  # calls that leave a workspace as it was
 LEASE_SLACK_S = 30.0  # for a run that ends at its limit to be saved
-
-log = structlog.get_logger("agent.runs")
+HELD = "The answer waits for a review; it can be read here once somebody has released it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class Kit:
     metrics: Metrics
     store: Store
     audit: Audit
+    risk: Risk
+    meters: Meters = field(default_factory=Meters)
 
 
 @dataclass
@@ -71,18 +78,23 @@ class AgentWork(Work):
     run: LiveRun
     asked: RunRequest
     output: str = ""
+    structured: JsonValue = None
     made: list[ToolCallView] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     added: Sequence[ModelMessage] = ()  #: to the conversation, as far as it is complete
     whole: bool = False  #: whether ``added`` is the whole turn
+    dialogue: Dialogue | None = None
+    held: bool = False  #: whether the output waits for a review
 
     def result(self, status: RunStatus) -> RunResult:
         """Return what there is so far."""
+        output = self.dialogue.said if self.dialogue and not self.whole else self.output
         return RunResult(
             run_id=self.run.id,
             status=status,
-            output=self.output,
-            tool_calls=self.made,
+            output=HELD if status == "held" else output,
+            structured=None if status == "held" else self.structured,
+            tool_calls=[] if self.held else self.made,
             usage=self.usage,
             model=self.kit.settings.model,
             duration_ms=round((time.monotonic() - self.run.begun) * 1000),
@@ -92,29 +104,72 @@ class AgentWork(Work):
 
     async def carry_out(self) -> RunStatus:
         """Do it. Raises AgentError."""
-        self._audit("run.started", instruction=len(self.asked.instruction), tools=",".join(self.asked.tools)[:500])
+        asked = self.asked
+        self._audit("run.started", instruction=len(asked.instruction), tools=",".join(asked.tools)[:500])
+        shape = plan_shape(asked.output_schema) if asked.output_schema is not None else None
         async with AsyncExitStack() as stack:
             history = await self._hold_thread(stack) if self.run.thread else []
-            tools = await self._open_tools(stack) if self.asked.wants_tools else None
-            if self.asked.tool_choice and tools:
-                await self._forced(self.asked.tool_choice, tools)
+            risk = await self._assess()
+            self.held = self.run.mute = risk.band is Band.REVIEW
+            tools = await self._open_tools(stack, risk) if asked.wants_tools else None
+            if asked.tool_choice and tools:
+                await self._forced(asked.tool_choice, tools)
             else:
-                await self._free(tools, history)
+                await self._free(tools, history, shape)
+        if self.held:
+            await self._hold_back(risk)
+            return "held"
         return "completed"
 
     def _audit(self, event: str, **detail: Scalar) -> None:
         run = self.run
         self.kit.audit.tell(event, run.principal, run.id, correlation_id=run.correlation_id, **detail)
 
-    async def _open_tools(self, stack: AsyncExitStack) -> RunTools:
+    async def _assess(self) -> Assessment:
+        """Return how dangerous the instruction is. Raises InputBlockedError."""
+        text = "\n".join(filter(None, (self.asked.system, self.asked.instruction)))
+        risk = await self.kit.risk.assess(text, self.run.thread)
+        found = ",".join(finding.id for finding in risk.findings)[:500]
+        if risk.band is not Band.ALLOW:
+            self.run.tell("input.assessed", {"score": risk.score, "band": risk.band.value})
+        if risk.band is Band.ISOLATE:
+            self._audit("input.isolated", score=risk.score, findings=found)
+        elif risk.band is Band.REVIEW:
+            self._audit("input.held", score=risk.score, findings=found)
+        elif risk.band is Band.BLOCK:
+            self._audit("input.blocked", score=risk.score, findings=found)
+            raise InputBlockedError(
+                f"The instruction was not run: its risk is {risk.score} of 100 ({found}). If it is harmless, say it in "
+                "other words, or ask an operator.",
+                details={"score": risk.score, "findings": [finding.id for finding in risk.findings]},
+            )
+        return risk
+
+    async def _hold_back(self, risk: Assessment) -> None:
+        findings: list[JsonValue] = [
+            {"id": one.id, "group": one.group, "weight": one.weight, "excerpt": one.excerpt} for one in risk.findings
+        ]
+        await self.kit.store.quarantine.add(
+            Finding(
+                run_id=self.run.id,
+                user=self.run.principal.user,
+                kind="output",
+                score=risk.score,
+                findings=findings,
+                text=self.output,
+            )
+        )
+
+    async def _open_tools(self, stack: AsyncExitStack, risk: Assessment) -> RunTools:
         asked, kit = self.asked, self.kit
         choice = (asked.tool_choice.name,) if asked.tool_choice else ()
         wanted = Wanted(
             place=Place(self.run.principal.user, self.run.id, self.run.thread),
             principal=self.run.principal,
-            names=tuple(dict.fromkeys((*asked.tools, *choice))),
+            names=tuple(dict.fromkeys((*asked.tools, *choice, *(("read_back",) if self.run.thread else ())))),
             capabilities=tuple(asked.capabilities),
             hosts=tuple(asked.hosts),
+            band=risk.band.value,
         )
         tools = await kit.toolkit.open(wanted, stack)
         if tools.sandbox is not None and self.run.thread:
@@ -152,10 +207,17 @@ class AgentWork(Work):
         return await threads.history(thread)
 
     async def _save_turn(self, thread: str) -> None:
-        added = self.added if self.whole else close_turn(self.added, self.asked.instruction, self.output)
+        said = ""
+        if self.dialogue is not None:
+            self.added, said = self.dialogue.fresh, self.dialogue.said
+        added = self.added if self.whole else close_turn(self.added, self.asked.instruction, said)
+        kept = masked(added)
         with anyio.CancelScope(shield=True):
             tokens = self.usage.input_tokens + self.usage.output_tokens
-            await self.kit.store.threads.append(thread, self.run.id, added, tokens)
+            last = await self.kit.store.threads.append(thread, self.run.id, kept, tokens)
+            if self.dialogue is not None and self.dialogue.compacted and self.whole:
+                # The kept messages, too: in the compressed history their token counts are marked as out of date.
+                await self.kit.store.threads.compact(thread, self.run.id, last, masked(self.dialogue.history))
 
     async def _forced(self, choice: ToolChoice, tools: RunTools) -> None:
         tool = next((tool for tool in tools.tools.offer.tools if tool.name == choice.name), None)
@@ -171,7 +233,7 @@ class AgentWork(Work):
             arguments = choice.arguments
             check_arguments(tool, arguments)
         call = ToolCallPart(tool.name, arguments, f"call_{self.run.id[4:]}")
-        self.output = (await tools.call(tool, call.tool_call_id, arguments)).text
+        self.output = mask((await tools.call(tool, call.tool_call_id, arguments)).text).text
         self.added = (
             ModelRequest.user_text_prompt(self.asked.instruction),
             ModelResponse([call]),
@@ -180,65 +242,82 @@ class AgentWork(Work):
         )
         self.whole = True
 
-    async def _free(self, tools: RunTools | None, history: Sequence[ModelMessage]) -> None:
+    async def _free(self, tools: RunTools | None, history: Sequence[ModelMessage], shape: Shape | None) -> None:
         asked, settings = self.asked, self.kit.settings
-        agent = Agent(
-            OllamaModel(self.kit.engine, settings),
+        model = OllamaModel(self.kit.engine, settings, meter=self.kit.meters.of(settings.model))
+        wanted = sampling(asked, settings)
+        if shape is not None and tools is None:
+            answer = await shaped_answer(model, wanted, shape, asked.instruction, system=asked.system, history=history)
+            self.output, self.structured, self.added, self.whole = answer.text, answer.value, answer.added, True
+            self.usage = Usage(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
+            self.run.tell("text.delta", {"text": self.output})
+            return
+        self.dialogue = dialogue = Dialogue(
+            model=model,
+            settings=wanted,
+            limits=UsageLimits(request_limit=settings.max_turns, tool_calls_limit=settings.max_tool_calls),
+            tell=self.run.tell,
             instructions=asked.system,
-            tools=[self._offer(tools, tool) for tool in tools.tools.offer.tools] if tools else [],
-            output_type=str,
-            retries=2,
+            tools=[offered(tools, tool) for tool in tools.tools.offer.tools] if tools else (),
+            listen=self.run.listen,
+            keeping=KeepInContext(
+                meter=self.kit.meters.of(settings.model),
+                num_ctx=settings.num_ctx,
+                reserve=wanted.get("max_tokens", settings.max_output_tokens),
+                summarise=summarise_with(self.kit.engine, settings),
+            ),
         )
-        wanted = ModelSettings(max_tokens=asked.max_output_tokens or settings.max_output_tokens)
-        if asked.temperature is not None:
-            wanted["temperature"] = asked.temperature
-        if asked.seed is not None:
-            wanted["seed"] = asked.seed
-        limits = UsageLimits(request_limit=settings.max_turns, tool_calls_limit=settings.max_tool_calls)
         try:
-            async with agent.iter(
-                asked.instruction, message_history=history, model_settings=wanted, usage_limits=limits
-            ) as run:
-                self.run.listen(run.enqueue)
-                try:
-                    async for node in run:
-                        if Agent.is_model_request_node(node):
-                            self.output = ""
-                            async with node.stream(run.ctx) as stream:
-                                async for event in stream:
-                                    if (text := _text(event)) is not None:
-                                        self.output += text
-                                        self.run.tell("text.delta", {"text": text})
-                        self.added = run.new_messages()
-                        spent = run.usage
-                        self.usage = Usage(input_tokens=spent.input_tokens, output_tokens=spent.output_tokens)
-                finally:
-                    self.added = run.new_messages()
-                    self.run.listen(None)
-        except (UsageLimitExceeded, UnexpectedModelBehavior) as error:
-            raise ModelOutputInvalidError(f"The run was ended: {error}") from error
-        self.output = run.result.output if run.result else ""
+            self.output = await dialogue.go(asked.instruction, history)
+        finally:
+            self._count(dialogue)
+        self.added = dialogue.fresh
+        if shape is not None:
+            so_far = [*history, *dialogue.fresh]
+            answer = await shaped_answer(model, wanted, shape, AS_JSON, system=asked.system, history=so_far)
+            self.output, self.structured = answer.text, answer.value
         self.whole = True
 
-    @staticmethod
-    def _offer(tools: RunTools, tool: ToolSpec) -> OfferedTool[None]:
-        async def call(context: RunContext[None], **arguments: Any) -> str:  # Any: JSON by the tool's own schema
-            try:
-                check_arguments(tool, arguments)
-            except ArgumentsInvalidError as error:
-                raise ModelRetry(str(error)) from error  # told to the model, which may try again
-            return (await tools.call(tool, context.tool_call_id or secrets.token_hex(8), arguments)).text
-
-        return OfferedTool.from_schema(
-            call, name=tool.name, description=tool.description, json_schema=dict(tool.schema), takes_ctx=True
-        )
+    def _count(self, dialogue: Dialogue) -> None:
+        spent = dialogue.usage
+        self.usage = Usage(input_tokens=spent.input_tokens, output_tokens=spent.output_tokens)
 
 
-def _text(event: object) -> str | None:
-    match event:
-        case PartStartEvent(part=TextPart(content=str(content))) if content:
-            return content
-        case PartDeltaEvent(delta=TextPartDelta(content_delta=str(content))) if content:
-            return content
-        case _:
-            return None
+AS_JSON = "Now give your answer as one JSON object that fits the schema you are bound to, and nothing else."
+
+
+def masked(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
+    """Return messages as they may be stored."""
+    told = ModelMessagesTypeAdapter.dump_python(list(messages), mode="json")
+    return ModelMessagesTypeAdapter.validate_python(mask_json(told))
+
+
+def sampling(asked: RunRequest, settings: Settings) -> OllamaSettings:
+    """Return what the client says of the generation."""
+    wanted = OllamaSettings(max_tokens=asked.max_output_tokens or settings.max_output_tokens)
+    if asked.temperature is not None:
+        wanted["temperature"] = asked.temperature
+    if asked.top_p is not None:
+        wanted["top_p"] = asked.top_p
+    if asked.top_k is not None:
+        wanted["top_k"] = asked.top_k
+    if asked.min_p is not None:
+        wanted["ollama_min_p"] = asked.min_p
+    if asked.repeat_penalty is not None:
+        wanted["ollama_repeat_penalty"] = asked.repeat_penalty
+    if asked.seed is not None:
+        wanted["seed"] = asked.seed
+    if asked.stop:
+        wanted["stop_sequences"] = list(asked.stop)
+    return wanted
+
+
+def offered(tools: RunTools, tool: ToolSpec) -> OfferedTool[None]:
+    """Return a tool as the model's framework takes it; its arguments were checked before it is called."""
+
+    async def call(context: RunContext[None], **arguments: Any) -> str:  # Any: JSON by the tool's own schema
+        return (await tools.call(tool, context.tool_call_id or secrets.token_hex(8), arguments)).text
+
+    return OfferedTool.from_schema(
+        call, name=tool.name, description=tool.description, json_schema=dict(tool.schema), takes_ctx=True
+    )

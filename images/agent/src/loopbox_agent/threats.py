@@ -21,6 +21,7 @@ SUSPICIOUS = 0.73
 _MODEL_MOST = 70  # the classifier alone never blocks: it can't say why
 _DISGUISED_MORE = 12  # what was hidden weighs more than what was said openly
 _MOST_EXCERPT = 80
+_REACH = 1200  #: characters; more than any form has before or behind its cue
 
 _DECAY = 0.7  # of earlier scores, a turn
 _BACKGROUND = 10  # what an ordinary turn scores at most
@@ -108,10 +109,15 @@ class Threats:
 
     def _found(self, text: str, *, hidden: bool) -> list[Finding]:
         lowered = text.lower()
-        present = {cue for cue in self._cues if cue in lowered}
+        first = {cue: at for cue in self._cues if (at := lowered.find(cue)) >= 0}
         findings: list[Finding] = []
         for pattern, form in self._forms:
-            if not present.isdisjoint(pattern.cues) and (match := form.search(lowered)):
+            begins = [first[cue] for cue in pattern.cues if cue in first]
+            if not begins:
+                continue
+            # A form holds one of its cues, so it lies near them: of a long text, most need not be searched.
+            ends = max(lowered.rfind(cue) for cue in pattern.cues) + _REACH
+            if match := form.search(lowered, max(0, min(begins) - _REACH), ends):
                 weight = min(100, pattern.weight + (_DISGUISED_MORE if hidden else 0))
                 excerpt = " ".join(match[0].split())[:_MOST_EXCERPT]
                 findings.append(Finding(pattern.id, pattern.group, weight, excerpt, hidden))

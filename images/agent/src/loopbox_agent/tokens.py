@@ -78,6 +78,7 @@ _FORGET: Final = 0.9  #: of how far off the estimates were, a count
 _LEAST_MARGIN: Final = 0.02
 _FIRST_MARGIN: Final = 0.10  #: while nothing was learnt
 _MOST_MARGIN: Final = 0.5
+OVER: Final = 2  #: an estimate is never more than about so many times the count
 MAX_METERS: Final = 64
 
 Weights = tuple[float, ...]
@@ -155,10 +156,18 @@ class Meter:
 
         Up to the last answer they are the engine's own figures, when it gave any; the rest is estimated.
         """
+        return sum(self.split(messages, tools))
+
+    def split(self, messages: Sequence[ModelMessage], tools: Sequence[ToolDefinition] = ()) -> tuple[int, int]:
+        """Return the next prompt's tokens that the engine has counted, and those that are estimated."""
         for place in range(len(messages) - 1, -1, -1):
             if (known := _known(messages[place])) is not None:
-                return known + self.messages(messages[place + 1 :])
-        return self.messages(messages) + self.tools(tools) + self._instructions(messages) + round(self.rates[-1])
+                return known, self.messages(messages[place + 1 :])
+        return 0, self.messages(messages) + self.around(messages, tools)
+
+    def around(self, messages: Sequence[ModelMessage], tools: Sequence[ToolDefinition] = ()) -> int:
+        """Return the tokens, from above, of what stands around a history: instructions, tools, template."""
+        return self._instructions(messages) + self.tools(tools) + round(self.rates[-1])
 
     def observe(self, texts: Sequence[str], counted: int) -> None:
         """Learn from a prompt's texts, one a message, and the engine's count of them."""
@@ -222,7 +231,12 @@ class Room:
 
     used: int  #: of the next prompt, from above
     limit: int  #: what a prompt may have: the context less what is kept for the answer
-    ok: bool
+    least: int  #: the same from below; over the limit it surely does not fit
+
+    @property
+    def ok(self) -> bool:
+        """Whether it surely fits."""
+        return self.used <= self.limit
 
     @property
     def part(self) -> float:
@@ -248,8 +262,8 @@ def fits(
             f"The answer may have {reserve} tokens, which leaves nothing of the context of {num_ctx} for the "
             "question; nothing was generated. Ask for fewer max_output_tokens."
         )
-    used = meter.count(messages, tools)
-    return Room(used, limit, used <= limit)
+    known, estimated = meter.split(messages, tools)
+    return Room(known + estimated, limit, known + estimated // OVER)
 
 
 class Meters:

@@ -1,0 +1,372 @@
+"""model_pool: owns the models that may answer: who is asked, who is asked instead, and when a turn broke off.
+
+Another member is asked only before the first token. After it a client may have seen text and a tool may be about to
+run, so a break is told as BrokeOffError, and the run's loop begins the turn anew or ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, TypeVar
+
+from pydantic_ai import RunContext
+from pydantic_ai.messages import ModelMessage, ModelResponse, ModelResponseStreamEvent
+from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.profiles import ModelProfile
+from pydantic_ai.settings import ModelSettings
+
+from loopbox_agent.breaker import Breaker, Permit, Policy, Snapshot
+from loopbox_agent.classify import classify
+from loopbox_agent.deadline import Clock, Deadline
+from loopbox_agent.errors import AgentError
+from loopbox_agent.failure import Category, Failure
+from loopbox_agent.pool_health import Health, Standing, plan_order
+from loopbox_agent.pool_member import PoolMember, check_members
+from loopbox_agent.retry import Backoff, Draw, Retries, Sleep
+
+T = TypeVar("T")
+LONGEST_HOLD_S: Final = 60.0  # a member is left alone for, whatever it asks
+
+
+class ModelsUnavailableError(AgentError):
+    """No model may be asked right now; nothing was generated."""
+
+    code: ClassVar[str] = "models_unavailable"
+    status: ClassVar[int] = 503
+
+
+class BrokeOffError(AgentError):
+    """A model's answer broke off after its first token; no tool of this turn was called yet."""
+
+    code: ClassVar[str] = "model_broke_off"
+    status: ClassVar[int] = 502
+
+    def __init__(self, member: str, failure: Failure, cause: BaseException | str) -> None:
+        super().__init__(
+            f"The answer of the model {member} broke off ({cause}); no tool of this turn was called. Ask again.",
+            details={"member": member, "category": failure.category},
+        )
+        self.member = member
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One try of one member, for logs and metrics."""
+
+    member: str
+    category: Category | None  #: of its failure; None: it answered
+    seconds: float  #: to the first token, or to the failure
+    streaming: bool = False  #: it failed after its first token
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSnapshot:
+    """A member as it stands, for people and metrics."""
+
+    name: str
+    kind: str
+    priority: int
+    failing: float  #: share of failures, 0..1, the newest count most
+    first_token_s: float | None
+    held_s: float  #: it asked to be left alone for so long
+    breaker: Snapshot
+
+
+@dataclass(slots=True)
+class _Place:
+    member: PoolMember
+    model: Model
+    breaker: Breaker
+    health: Health = field(default_factory=Health)
+
+
+class ModelPool:
+    """Models with health. Hand each run a model of its own by ``for_run``.
+
+    build: makes the model of a member. told: hears of every try; it must not raise or wait.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[PoolMember],
+        build: Callable[[PoolMember], Model],
+        *,
+        policy: Policy | None = None,
+        clock: Clock = time.monotonic,
+        told: Callable[[Tried], None] | None = None,
+    ) -> None:
+        rules = policy or Policy()
+        self._places = [_Place(member, build(member), Breaker(member.name, rules)) for member in check_members(members)]
+        self.clock = clock
+        self._told = told
+
+    @property
+    def first(self) -> Model:
+        """The model of the highest priority, whose name and profile stand for the pool."""
+        return min(self._places, key=lambda place: place.member.priority).model
+
+    def for_run(
+        self,
+        deadline: Deadline | None = None,
+        *,
+        backoff: Backoff | None = None,
+        draw: Draw = random.random,
+        sleep: Sleep = asyncio.sleep,
+    ) -> PooledModel:
+        """Return a model for one run: it tries until it is answered, within the run's deadline."""
+        retries = Retries(deadline or Deadline.never(), backoff or Backoff(), draw, sleep)
+        return PooledModel(self, retries)
+
+    def snapshot(self) -> tuple[MemberSnapshot, ...]:
+        """Return how each member stands."""
+        now = self.clock()
+        return tuple(
+            MemberSnapshot(
+                place.member.name,
+                place.member.kind,
+                place.member.priority,
+                round(place.health.failing, 3),
+                None if place.health.first_token_s is None else round(place.health.first_token_s, 4),
+                round(max(0.0, place.health.held_until - now), 3),
+                place.breaker.snapshot(now),
+            )
+            for place in self._places
+        )
+
+    async def ask_each(self, ask: Callable[[_Try], Awaitable[T]], draw: Draw) -> T:
+        """Return the first answer; each member that may be asked is asked once.
+
+        Raises the error that gives the most hope, or at once the one that is the request's own fault;
+        ModelsUnavailableError when no member may be asked.
+        """
+        errors: list[Exception] = []
+        for place in plan_order([_standing(place) for place in self._places], draw):
+            chosen = self._places[place]
+            now = self.clock()
+            permit = chosen.breaker.enter(now) if now >= chosen.health.held_until else None
+            if permit is None:
+                continue
+            trying = _Try(self, chosen, permit)
+            try:
+                # No limit but the member's own: the run's deadline stands around all of this.
+                async with asyncio.timeout(chosen.member.first_token_s):
+                    return await ask(trying)
+            except Exception as error:
+                failure = trying.failed(error)
+                if failure.category == "validation":
+                    raise
+                errors.append(error)
+            except BaseException:
+                permit.gave_up()
+                raise
+        if errors:
+            raise max(errors, key=_hope)
+        raise self._nobody()
+
+    def _nobody(self) -> ModelsUnavailableError:
+        now = self.clock()
+        waits = [max(place.breaker.wait_s(now), place.health.held_until - now) for place in self._places]
+        wait = max(1, math.ceil(min(waits)))
+        names = ", ".join(place.member.name for place in self._places)
+        return ModelsUnavailableError(
+            f"No model may be asked for {wait} s ({names}): they failed too often just now, or asked to be left alone. "
+            "Nothing was generated. Try again then; /health/detailed shows how each stands.",
+            retry_after_s=wait,
+        )
+
+    def tell(self, tried: Tried) -> None:
+        """Pass on what happened to whoever listens."""
+        if self._told is not None:
+            self._told(tried)
+
+
+def _standing(place: _Place) -> Standing:
+    return Standing(place.member.priority, place.member.weight, place.health.failing, place.health.first_token_s)
+
+
+def _hope(error: Exception) -> tuple[bool, float]:
+    failure = classify(error)
+    return failure.retryable, -(failure.wait_s or 0.0)
+
+
+class _Try:
+    """One try of one member: what it gives is told to its breaker and its health, once."""
+
+    def __init__(self, pool: ModelPool, place: _Place, permit: Permit) -> None:
+        self._pool = pool
+        self._place = place
+        self._permit = permit
+        self._begun = pool.clock()
+        self.model = place.model
+        self.member = place.member
+
+    def answered(self, *, more: bool) -> None:
+        """Take note of the first token. more: the answer goes on, and its end decides; but a probe has succeeded."""
+        now = self._pool.clock()
+        self._place.health.answered(now - self._begun)
+        self._pool.tell(Tried(self.member.name, None, now - self._begun))
+        if not more or self._permit.probes:
+            self._permit.succeeded(now)
+            self._permit = self._place.breaker.enter(now) or self._permit
+
+    def ended(self) -> None:
+        """Take note that an answer came to its end, or to where nobody wanted more of it."""
+        self._permit.succeeded(self._pool.clock())
+
+    def failed(self, error: BaseException, *, streaming: bool = False) -> Failure:
+        """Take note of a failure and return what it is."""
+        failure = classify(error)
+        now = self._pool.clock()
+        self._pool.tell(Tried(self.member.name, failure.category, now - self._begun, streaming))
+        if failure.category == "validation":  # ours, not the member's
+            self._permit.gave_up()
+            return failure
+        if failure.category == "rate_limit":  # alive, and says when it takes more
+            self._permit.gave_up()
+            if failure.wait_s is not None:
+                self._place.health.hold(now + min(failure.wait_s, LONGEST_HOLD_S))
+            return failure
+        self._place.health.failed()
+        self._permit.failed(now)
+        return failure
+
+
+class PooledModel(Model):
+    """The pool as one run sees it."""
+
+    _answers_requests_itself: ClassVar[bool] = False  # the members restore and map for themselves
+
+    def __init__(self, pool: ModelPool, retries: Retries) -> None:
+        super().__init__()
+        self._pool = pool
+        self._retries = retries
+
+    @property
+    def model_name(self) -> str:
+        """The first member's name for its model."""
+        return self._pool.first.model_name
+
+    @property
+    def system(self) -> str:
+        """The first member's provider."""
+        return self._pool.first.system
+
+    @property
+    def profile(self) -> ModelProfile:
+        """The first member's; each member applies its own when it is asked."""
+        return self._pool.first.profile
+
+    def prepare_request(
+        self, model_settings: ModelSettings | None, model_request_parameters: ModelRequestParameters
+    ) -> tuple[ModelSettings | None, ModelRequestParameters]:
+        """Leave it as it is: the member that is asked prepares it."""
+        return model_settings, model_request_parameters
+
+    def prepare_messages(
+        self, messages: list[ModelMessage], model_request_parameters: ModelRequestParameters | None = None
+    ) -> list[ModelMessage]:
+        """Leave them as they are: the member that is asked prepares them."""
+        del model_request_parameters
+        return messages
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """Return the whole answer. Nobody sees a part of it, so a break, too, is tried again."""
+
+        async def ask(trying: _Try) -> ModelResponse:
+            told = trying.model.prepare_messages(messages, model_request_parameters)
+            answer = await trying.model.request(told, model_settings, model_request_parameters)
+            trying.answered(more=False)
+            return answer
+
+        return await self._retries.run(lambda: self._pool.ask_each(ask, self._retries.draw), "model")
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,  # Any: the framework's own signature
+    ) -> AsyncGenerator[StreamedResponse]:
+        """Yield an answer that has begun. Reading it raises BrokeOffError when it breaks off."""
+
+        async def ask(trying: _Try) -> tuple[AsyncExitStack, StreamedResponse, _Watched]:
+            told = trying.model.prepare_messages(messages, model_request_parameters)
+            async with AsyncExitStack() as stack:
+                opening = trying.model.request_stream(told, model_settings, model_request_parameters, run_context)
+                response = await stack.enter_async_context(opening)
+                watched = _Watched(response, trying)
+                await watched.begin()
+                return stack.pop_all(), response, watched
+            raise AssertionError("the context manager swallows nothing")
+
+        opened = await self._retries.run(lambda: self._pool.ask_each(ask, self._retries.draw), "model")
+        stack, response, watched = opened
+        async with stack:
+            # The iterator is the response's own, watched: parts, usage and the final answer stay the member's work.
+            response._event_iterator = watched  # noqa: SLF001 the framework's fallback model does the same; a test holds it
+            try:
+                yield response
+            finally:
+                watched.leave()
+
+
+class _Watched:
+    """The events of an answer, the first one read ahead; what breaks after it becomes BrokeOffError."""
+
+    def __init__(self, response: StreamedResponse, trying: _Try) -> None:
+        self._response = response
+        self._events = aiter(response)
+        self._first: ModelResponseStreamEvent | None = None
+        self._trying = trying
+        self._over = False
+
+    async def begin(self) -> None:
+        """Wait for the first event. Raises what the model raises."""
+        self._first = await anext(self._events, None)
+        self._trying.answered(more=True)
+
+    def __aiter__(self) -> _Watched:
+        return self
+
+    async def __anext__(self) -> ModelResponseStreamEvent:
+        if (first := self._first) is not None:
+            self._first = None
+            return first
+        try:
+            return await anext(self._events)
+        except StopAsyncIteration:
+            self._check_whole()
+            self.leave()
+            raise
+        except Exception as error:
+            raise self._broken(error, error) from error
+
+    def leave(self) -> None:
+        """Take note that nobody reads on."""
+        if not self._over:
+            self._over = True
+            self._trying.ended()
+
+    def _check_whole(self) -> None:
+        # These endpoints mark their last piece; a connection that was cut looks like an end otherwise.
+        cut = self._response.finish_reason is None and not self._response.cancelled
+        if self._trying.member.kind == "openai" and cut and not self._over:
+            raise self._broken(ConnectionResetError("no last piece"), "it ended without its last piece")
+
+    def _broken(self, error: Exception, words: BaseException | str) -> BrokeOffError:
+        self._over = True
+        failure = self._trying.failed(error, streaming=True)
+        return BrokeOffError(self._trying.member.name, failure, words)
