@@ -7,9 +7,11 @@ import json
 import os
 import pty
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -203,3 +205,13 @@ async def test_ask_lets_itself_in_with_a_token_of_minutes(loopctl: Program) -> N
     assert claims["exp"] - claims["iat"] <= 1800
     kept = [path for path in loopctl.settings.home.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
     assert kept == []
+
+
+async def test_audit_verify_says_whether_an_entry_was_changed_and_which(loopctl: Program) -> None:
+    good = await loopctl.run("audit", "verify")
+    assert (good[0], good.count("✔")) == ("✔", 1), good
+    with closing(sqlite3.connect(loopctl.settings.home / "audit.db")) as trail:
+        trail.execute("UPDATE entries SET user = 'somebody' WHERE seq = 1")
+        trail.commit()
+    bad = await loopctl.run("audit", "verify", code=1)
+    assert bad.startswith("✖ entry 1 of the audit trail: "), bad

@@ -49,12 +49,12 @@ def verify(*, json: Json = False) -> None:
     if json:
         screen.json(found)
     elif found.ok:
-        screen.line(f"✔ {found.entries} entries are as they were written, and so is the ledger", "good")
+        screen.line(f"{found.entries} entries are as they were written, and so is the ledger", "good")
     else:
         if found.first_bad is not None:
-            screen.line(f"✘ entry {found.first_bad} of the audit trail: {found.why}", "bad")
+            screen.line(f"entry {found.first_bad} of the audit trail: {found.why}", "bad")
         if found.ledger_first_bad is not None:
-            screen.line(f"✘ entry {found.ledger_first_bad} of the ledger was changed after it was written", "bad")
+            screen.line(f"entry {found.ledger_first_bad} of the ledger was changed after it was written", "bad")
         screen.line("keep copies of audit.db and state.db before anything else is done; docs/security.md says more")
     raise typer.Exit(ExitCode.OK if found.ok else ExitCode.FAILED)
 
