@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -276,6 +277,71 @@ async def test_an_output_bomb_keeps_both_ends(make_box: MakeBox) -> None:
     assert done.stdout.endswith("\nlast\n")
     assert len(done.stdout) < 1200
     assert done.stderr == "small\n"
+
+
+async def test_a_long_output_is_kept_whole_as_a_file(make_box: MakeBox) -> None:
+    """What the middle said is gone otherwise, and only another run tells it."""
+    box = await make_box(output_bytes=1024, kept_output_bytes=MIB)
+    command = "seq 1 20000; seq 1 3000 >&2"
+    done = await box.runner.run(["bash", "-c", command], 20, keep=True)
+    assert done.output_file is not None
+    assert done.error_file is not None
+    whole = "".join(f"{n}\n" for n in range(1, 20001))
+    assert (box.settings.workspace / done.output_file).read_text(encoding="ascii") == whole
+    assert done.stdout_bytes == len(whole)
+    assert (box.settings.workspace / done.error_file).stat().st_size == done.stderr_bytes
+    assert f"bytes left out; {done.output_file} holds all …]" in done.stdout
+    big = await box.runner.run(["bash", "-c", "head -c 3000000 /dev/zero"], 20, keep=True)
+    assert big.output_file is not None
+    assert (box.settings.workspace / big.output_file).stat().st_size == MIB
+    assert f"holds the first {MIB} …]" in big.stdout
+    short = await box.runner.run(["bash", "-c", "echo short"], 20, keep=True)
+    assert (short.output_file, short.stdout_bytes) == (None, None)
+
+
+async def test_a_full_workspace_ends_the_keeping_and_not_the_call(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = await make_box(output_bytes=1024)
+    real = os.write
+
+    def write(handle: int, raw: bytes) -> int:
+        if b"xxxx" in raw:
+            raise OSError(28, "No space left on device")
+        return real(handle, raw)
+
+    monkeypatch.setattr(os, "write", write)
+    done = await box.runner.run(["bash", "-c", "head -c 5000 /dev/zero | tr '\\0' x"], 20, keep=True)
+    assert (done.exit_code, done.stdout_bytes) == (0, 5000)
+    assert "holds the first 0" in done.stdout
+
+
+async def test_a_command_is_fed_by_the_handle_it_was_given(box: Box) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        call = asyncio.create_task(
+            box.runner.run(["bash", "-c", "read x; echo got $x; cat"], 20, stdin=theirs.detach())
+        )
+        ours.sendall(b"one\ntwo\n")
+        ours.shutdown(socket.SHUT_WR)
+        assert (await call).stdout == "got one\ntwo\n"
+        assert ours.recv(1) == b""  # no copy of the other end is left open
+
+
+async def test_what_runs_beside_takes_no_place_and_ends_when_cancelled(make_box: MakeBox) -> None:
+    box = await make_box(concurrent_calls=1)
+    ours, theirs = socket.socketpair()
+    with ours:
+        limits = box.runner.limits(60)
+        beside = asyncio.create_task(
+            box.runner.run_beside(["python3", "-c", ORPHAN + "time.sleep(60)"], limits, stdin=theirs.detach())
+        )
+        await until((box.settings.workspace / "orphan").exists)
+        assert (await box.bash("echo free")).stdout == "free\n"
+        beside.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await beside
+        await until(lambda: box.processes() == [])
 
 
 async def test_a_cancelled_call_is_killed_and_gives_its_place_back(make_box: MakeBox) -> None:

@@ -21,6 +21,8 @@ MODELS = (
     arguments.WriteFile,
     arguments.EditFile,
     arguments.ListFiles,
+    arguments.SearchFiles,
+    arguments.FindFiles,
 )
 
 
@@ -33,7 +35,7 @@ def test_a_schema_is_flat_and_bounded(model: type[arguments.Arguments]) -> None:
         assert set(told) <= {"type", "description", "default", "minLength", "maxLength", "minimum", "maximum"}
         assert told["description"]
         assert "\n" not in told["description"]
-        assert "maxLength" in told if told["type"] == "string" else "maximum" in told
+        assert told["type"] == "boolean" or ("maxLength" if told["type"] == "string" else "maximum") in told
         assert told.get("maxLength", 0) <= 2000  # one more stops the engine's model process
         assert ("default" in told) == (name not in schema.get("required", []))
     if "timeout_s" in schema["properties"]:
@@ -51,6 +53,10 @@ def test_result_schemas_keep_properties_named_like_keywords() -> None:
         "timed_out",
         "truncated",
         "duration_ms",
+        "stdout_bytes",
+        "stderr_bytes",
+        "output_file",
+        "error_file",
     ]
     assert set(arguments.schema_of(Listing)["properties"]) == {"entries", "truncated"}
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from loopbox_toolrunner.files import MAX_LINES
 from loopbox_toolrunner.jail import MAX_PATH
+from loopbox_toolrunner.settings import Settings
 
 MAX_COMMAND = 32_000  # characters
 MAX_COMMAND_BYTES = 128_000  # the kernel takes 131071 in one argument
@@ -46,6 +47,7 @@ def _as_command(value: str) -> str:
 Text = Annotated[str, BeforeValidator(_as_text)]
 PathText = Annotated[Text, Field(min_length=1, max_length=MAX_PATH)]
 WHERE = "File path, relative to /workspace."
+EXPECTED = "SHA-256 that read_file gave; refused when the file is another by now."
 HOW_LONG = "Seconds before it is stopped."
 
 
@@ -86,6 +88,9 @@ class WriteFile(Arguments):
 
     path: PathText = Field(description=WHERE)
     content: Text = Field(max_length=MAX_CONTENT, description="The whole new text of the file.")
+    expected_sha256: Text = Field(
+        default="", max_length=64, pattern=r"^([0-9a-f]{64}|absent)?$", description=f'{EXPECTED} "absent": must be new.'
+    )
 
 
 class EditFile(Arguments):
@@ -94,6 +99,7 @@ class EditFile(Arguments):
     path: PathText = Field(description=WHERE)
     old: Text = Field(min_length=1, max_length=MAX_COMMAND, description="Text to replace; must be in the file once.")
     new: Text = Field(max_length=MAX_COMMAND, description="Text to put in its place.")
+    expected_sha256: Text = Field(default="", max_length=64, pattern=r"^([0-9a-f]{64})?$", description=EXPECTED)
 
 
 class ListFiles(Arguments):
@@ -102,12 +108,40 @@ class ListFiles(Arguments):
     path: PathText = Field(default=".", description="Directory path, relative to /workspace.")
 
 
+class SearchFiles(Arguments):
+    """Of search_files."""
+
+    pattern: Text = Field(min_length=1, max_length=1000, description="Regular expression to look for in each line.")
+    path: PathText = Field(default=".", description="Directory or file to look in, relative to /workspace.")
+    files: Text = Field(default="*", min_length=1, max_length=300, description="Which files, as *.py or src/**/*.ts.")
+    literal: bool = Field(default=False, description="Take the pattern as plain text.")
+    ignore_case: bool = Field(default=False, description="Take capitals and small letters as the same.")
+    max_results: int = Field(default=100, ge=1, le=1000, description="Most lines to return.")
+
+
+class FindFiles(Arguments):
+    """Of glob."""
+
+    pattern: Text = Field(min_length=1, max_length=300, description="Which files, as *.py or src/**/*.ts.")
+    path: PathText = Field(default=".", description="Directory to look in, relative to /workspace.")
+    max_results: int = Field(default=200, ge=1, le=1000, description="Most paths to return.")
+
+
 def check_command(text: str) -> str:
     """Return a command that fits in one argument. Raises ArgumentError."""
     try:
         return _as_command(text)
     except ValueError as error:
         raise ArgumentError(f"the text {error}") from error
+
+
+def seconds_of(told: Timed, settings: Settings) -> int:
+    """Return how long a call may take. Raises ArgumentError."""
+    if "timeout_s" not in told.model_fields_set:
+        return min(settings.timeout_s, settings.max_timeout_s)
+    if told.timeout_s > settings.max_timeout_s:
+        raise ArgumentError(f"timeout_s: must be {settings.max_timeout_s} at most")
+    return told.timeout_s
 
 
 def schema_of(model: type[BaseModel], *, timeout_s: int = 0, max_timeout_s: int = 0) -> dict[str, Any]:
@@ -120,6 +154,7 @@ def schema_of(model: type[BaseModel], *, timeout_s: int = 0, max_timeout_s: int 
     if "timeout_s" in properties:
         properties["timeout_s"] |= {"default": timeout_s, "maximum": max_timeout_s}
     for told in properties.values():
+        told.pop("pattern", None)  # checked here; as a grammar, one more way for an engine to stumble
         if told.get("maxLength", 0) > GRAMMAR_LENGTH:
             told["maxLength"] = GRAMMAR_LENGTH
     # The asked-for argument first: small models fill in what comes first.

@@ -39,8 +39,11 @@ class Capture:
         """Whether bytes were left out."""
         return self.total > self._head_room + self._tail_room
 
-    def text(self) -> str:
-        """Return what was kept, with a line that tells how many bytes are missing between head and tail."""
+    def text(self, where: str = "") -> str:
+        """Return what was kept, with a line that tells how many bytes are missing between head and tail.
+
+        where: added to that line.
+        """
         tail = b"".join(self._tail)
         if not self.truncated:
             return (bytes(self._head) + tail).decode(errors="replace")
@@ -48,7 +51,9 @@ class Capture:
         head = whole_end(bytes(self._head))
         tail = whole_start(tail)
         missing = self.total - len(head) - len(tail)
-        return f"{head.decode(errors='replace')}\n[… {missing} bytes left out …]\n{tail.decode(errors='replace')}"
+        return (
+            f"{head.decode(errors='replace')}\n[… {missing} bytes left out{where} …]\n{tail.decode(errors='replace')}"
+        )
 
 
 def whole_end(text: bytes) -> bytes:

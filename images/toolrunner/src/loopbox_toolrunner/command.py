@@ -17,11 +17,11 @@ NICENESS = 5  # below the server and the keepers, so that they answer under any 
 MAX_FD = 1 << 16
 
 
-def become(job: Job, stdout: int, stderr: int) -> NoReturn:
+def become(job: Job, stdout: int, stderr: int, stdin: int | None = None) -> NoReturn:
     """Turn this just forked process into the command. Never returns; a failure is told on ``stderr``."""
     try:
         os.setsid()
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin, 0)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
         os.closerange(3, MAX_FD)

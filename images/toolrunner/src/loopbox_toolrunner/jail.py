@@ -60,6 +60,20 @@ class Jail:
         finally:
             os.close(handle)
 
+    @contextlib.contextmanager
+    def open_folder(self, real: Path) -> Iterator[int]:
+        """Open a directory that ``resolve`` gave, closing it at the end. Raises FileError."""
+        try:
+            handle = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise FileError(f"{self.name(real)!r} cannot be opened: {explain(error)}") from error
+        try:
+            if not Path(f"/proc/self/fd/{handle}").readlink().is_relative_to(self.root):
+                raise FileError(f"{self.name(real)!r} lies outside {self.root}; file tools work inside it only")
+            yield handle
+        finally:
+            os.close(handle)
+
     def make_parents(self, path: str) -> None:
         """Make the directories above a path. Raises FileError."""
         real = self.resolve(path)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 EXIT_TIMED_OUT = 124  # as coreutils' timeout has it
 EXIT_KILLED = 137
+WATCH_S = 0.025  # one core fills about 50 MiB in this time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class Limits:
     tasks: int  #: processes and threads together
     file_bytes: int  #: of each file written
     open_files: int  #: of each process
+    watch_s: float = WATCH_S  #: between two looks at memory and tasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,6 @@ from loopbox_toolrunner.processes import (
     signal_all,
 )
 
-WATCH_S = 0.025  # one core fills about 50 MiB in this time
 SWEEP_S = 0.004
 JOB_BYTES = 4 << 20
 JOB_WAIT_S = 10.0
@@ -33,7 +32,7 @@ FORK_TRIES = 100
 FORK_WAIT_S = 0.01
 
 
-def keep(control: socket.socket, stdout: int, stderr: int) -> None:
+def keep(control: socket.socket, stdout: int, stderr: int, stdin: int | None = None) -> None:
     """Read a job from ``control``, run it, report on ``control``. A closed control is a cancel."""
     set_process_option(PR_SET_CHILD_SUBREAPER, 1)
     job = _receive(control)
@@ -44,9 +43,9 @@ def keep(control: socket.socket, stdout: int, stderr: int) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     child = _fork()
     if child == 0:
-        become(job, stdout, stderr)
-    os.close(stdout)
-    os.close(stderr)
+        become(job, stdout, stderr, stdin)
+    for handle in (stdout, stderr) if stdin is None else (stdout, stderr, stdin):
+        os.close(handle)
     report = Keeper(child, job.limits, control, wake_read).watch()
     with contextlib.suppress(OSError):  # a client that is gone reads no report
         control.sendall(pack(report))
@@ -72,7 +71,7 @@ class Keeper:
         timed_out, note = False, ""
         while not self._ended():
             left = started + self._limits.wall_s - time.monotonic()
-            cancelled = self._wait(max(0.0, min(WATCH_S, left)))
+            cancelled = self._wait(max(0.0, min(self._limits.watch_s, left)))
             if self._ended():
                 break
             timed_out = time.monotonic() >= started + self._limits.wall_s

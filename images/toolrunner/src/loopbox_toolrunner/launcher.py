@@ -53,13 +53,14 @@ class Launcher:
         """Return the descriptor that becomes readable when the zygote dies."""
         return self._orders.fileno()
 
-    def order(self) -> Call:
-        """Have a keeper forked. Raises LaunchError."""
+    def order(self, stdin: int | None = None) -> Call:
+        """Have a keeper forked. stdin: of its command, still the caller's to close. Raises LaunchError."""
         ours, theirs = socket.socketpair()
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         try:
-            socket.send_fds(self._orders, [b"1"], [theirs.fileno(), out_write, err_write])
+            handles = [theirs.fileno(), out_write, err_write]
+            socket.send_fds(self._orders, [b"1"], handles if stdin is None else [*handles, stdin])
         except OSError as error:
             ours.close()
             os.close(out_read)

@@ -29,7 +29,15 @@ class Settings(BaseSettings):
     tasks: int = Field(default=64, ge=1, le=10_000)  #: processes and threads of one call
     file_bytes: Bytes = 128 * MIB  #: of each file a command writes
     open_files: int = Field(default=256, ge=16, le=65_536)  #: of each process
-    output_bytes: Bytes = 64 * 1024  #: kept of stdout, and of stderr
+    output_bytes: Bytes = 16 * 1024  #: shown of stdout, and of stderr; longer ones are kept as files
+    kept_output_bytes: Bytes = 8 * MIB  #: most of one output kept as a file
+    kept_outputs: int = Field(default=20, ge=2, le=1000)  #: such files; the oldest go
+    shown_bytes: Bytes = 64 * 1024  #: most of a file that read_file returns, and of what a search finds
+    search_s: Seconds = 10  #: of search_files and glob
+    transfer_bytes: Bytes = 256 * MIB  #: of a workspace exported or imported, as tar
+    transfer_files: int = Field(default=20_000, ge=1, le=1_000_000)
+    transfer_s: Seconds = 60
+    extra: str = Field(default="", pattern=r"^([a-z_][a-z0-9_.]{0,100})?$")  #: module of further tools
     max_read_bytes: Bytes = 8 * MIB  #: biggest file that read_file and edit_file take
     concurrent_calls: int = Field(default=4, ge=1, le=64)
     waiting_calls: int = Field(default=16, ge=0, le=1024)  #: more are refused

@@ -3,100 +3,108 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import structlog
-from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
-from pydantic import BaseModel, ValidationError
+from mcp_types import CallToolResult, ImageContent, TextContent, Tool
+from pydantic import ValidationError
 
 from loopbox_toolrunner import arguments as given
-from loopbox_toolrunner.files import Files, FileText, Listing, Written
-from loopbox_toolrunner.jail import FileError, Jail
-from loopbox_toolrunner.runner import Outcome, RefusedError, Runner
-from loopbox_toolrunner.settings import Settings
+from loopbox_toolrunner.files import ConflictError, FileText, Listing, Written
+from loopbox_toolrunner.jail import FileError
+from loopbox_toolrunner.runner import Outcome, RefusedError
+from loopbox_toolrunner.search import Matches, Paths, Search
+from loopbox_toolrunner.tool import Answer, Row, Seat, ToolError, Traits, describe
 
-A = TypeVar("A", bound=given.Arguments)
-Answer = tuple[BaseModel, str, bool]  #: what it is, how a model reads it, whether it is an error
+MIB = 1 << 20
+WHERE = "Runs in /workspace, without network unless hosts were granted; files stay between calls, processes do not."
+TOO_LONG = "the time was over; make the pattern simpler or the place smaller"
 
 log = structlog.get_logger("toolrunner.tools")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tool."""
-
-    tool: Tool
-    call: Callable[[dict[str, Any]], Awaitable[Answer]]  # Any: JSON, parsed inside
-
-
 class Toolbox:
-    """The tools, by name."""
+    """The tools, by name. A row's name must be new."""
 
-    def __init__(self, settings: Settings, runner: Runner) -> None:
-        self._settings = settings
-        self._runner = runner
-        self._files = Files(
-            Jail(settings.workspace),
-            max_read_bytes=settings.max_read_bytes,
-            max_write_bytes=settings.max_read_bytes,
-            output_bytes=settings.output_bytes,
-        )
-        self._entries: dict[str, Entry] = {}
-        run = "Runs in /workspace without network; files stay between calls, processes do not."
-        self._add("bash", f"Run a bash command. {run}", given.Bash, Outcome, self._bash)
-        self._add("python", f"Run a Python 3 program. {run}", given.Code, Outcome, self._python)
-        self._add("javascript", f"Run a Node.js program. {run}", given.Code, Outcome, self._javascript)
-        self._add("read_file", "Read lines of a text file.", given.ReadFile, FileText, self._read, changes=False)
-        self._add("write_file", "Create or replace a text file.", given.WriteFile, Written, self._write)
-        self._add("edit_file", "Replace one piece of text in a file.", given.EditFile, Written, self._edit)
-        self._add("list_files", "List a directory.", given.ListFiles, Listing, self._list, changes=False)
+    def __init__(self, seat: Seat, extra: Sequence[Row] = ()) -> None:
+        self._seat = seat
+        self._search = Search(seat.jail, seat.runner, seat.settings.search_s)
+        rows = [*self._running(), *self._filing(), *extra]
+        self._rows = {row.name: row for row in rows}
+        if len(self._rows) != len(rows):
+            raise ValueError(f"two tools have one name: {', '.join(row.name for row in rows)}")
+        self._told = {
+            granted: [describe(row, seat.settings, granted=granted) for row in rows] for granted in (False, True)
+        }
 
     def tools(self) -> list[Tool]:
         """Return what the tools say of themselves."""
-        return [entry.tool for entry in self._entries.values()]
+        return self._told[self._seat.egress.granted]
 
     async def call(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
         """Call a tool. Whatever goes wrong with it is a result marked as error. Any: JSON."""
         started = time.monotonic()
-        entry = self._entries.get(name)
-        if entry is None:
-            return _failure(f"there is no tool {name[:100]!r}; there are {', '.join(self._entries)}")
+        row = self._rows.get(name)
+        if row is None:
+            return _failure(f"there is no tool {name[:100]!r}; there are {', '.join(self._rows)}")
         try:
-            what, text, failed = await entry.call(arguments)
+            answer = await row.call(row.accepts.model_validate(arguments))
         except ValidationError as error:
             return _failure(f"{name} was not run. {given.explain(error)}")
-        except (given.ArgumentError, RefusedError, FileError) as error:
-            return _failure(f"{name} was not run: {error}" if not isinstance(error, FileError) else str(error))
-        log.info("tool.called", tool=name, failed=failed, seconds=round(time.monotonic() - started, 3))
+        except ConflictError as error:
+            return _failure(str(error), error.found.model_dump(mode="json"))
+        except (given.ArgumentError, RefusedError) as error:
+            return _failure(f"{name} was not run: {error}")
+        except (FileError, ToolError) as error:
+            return _failure(str(error))
+        log.info("tool.called", tool=name, failed=answer.failed, seconds=round(time.monotonic() - started, 3))
+        images = [ImageContent(data=base64.b64encode(i).decode(), mime_type="image/png") for i in answer.images]
         return CallToolResult(
-            content=[TextContent(text=text)], structured_content=what.model_dump(mode="json"), is_error=failed
+            content=[TextContent(text=answer.text), *images],
+            structured_content=answer.what.model_dump(mode="json", exclude_none=True),
+            is_error=answer.failed,
         )
 
-    def _add(  # noqa: PLR0913 a row of the table
-        self,
-        name: str,
-        description: str,
-        accepts: type[A],
-        returns: type[BaseModel],
-        call: Callable[[A], Awaitable[Answer]],
-        *,
-        changes: bool = True,
-    ) -> None:
-        async def parsed(arguments: dict[str, Any]) -> Answer:  # Any: JSON
-            return await call(accepts.model_validate(arguments))
+    def _running(self) -> list[Row]:
+        box = self._seat.settings
 
-        times = {"timeout_s": self._settings.timeout_s, "max_timeout_s": self._settings.max_timeout_s}
-        tool = Tool(
-            name=name,
-            description=description,
-            input_schema=given.schema_of(accepts, **times),
-            output_schema=given.schema_of(returns),
-            annotations=ToolAnnotations(read_only_hint=not changes, open_world_hint=False),
+        def traits(word: str) -> Traits:
+            return Traits(
+                level="execute",
+                capabilities=("code.run", word),
+                memory_mb=box.memory_bytes // MIB,
+                seconds=box.timeout_s,
+                destructive=True,
+                reaches_out=True,
+            )
+
+        return [
+            Row("bash", f"Run a bash command. {WHERE}", given.Bash, Outcome, self._bash, traits("shell")),
+            Row("python", f"Run a Python 3 program. {WHERE}", given.Code, Outcome, self._python, traits("python")),
+            Row("javascript", f"Run a Node.js program. {WHERE}", given.Code, Outcome, self._node, traits("javascript")),
+        ]
+
+    def _filing(self) -> list[Row]:
+        reads = Traits(level="read", capabilities=("files.read",))
+        writes = Traits(level="write", capabilities=("files.write",), destructive=True, idempotent=True)
+        edits = Traits(level="write", capabilities=("files.write",), destructive=True)
+        finds = Traits(
+            level="read",
+            capabilities=("files.read", "files.search"),
+            memory_mb=64,
+            seconds=self._seat.settings.search_s,
         )
-        self._entries[name] = Entry(tool, parsed)
+        return [
+            Row("read_file", "Read lines of a text file.", given.ReadFile, FileText, self._read, reads),
+            Row("write_file", "Create or replace a text file.", given.WriteFile, Written, self._write, writes),
+            Row("edit_file", "Replace one piece of text in a file.", given.EditFile, Written, self._edit, edits),
+            Row("list_files", "List a directory.", given.ListFiles, Listing, self._list, reads),
+            Row("search_files", "Find lines in files.", given.SearchFiles, Matches, self._lines, finds),
+            Row("glob", "Find files by name.", given.FindFiles, Paths, self._paths, finds),
+        ]
 
     async def _bash(self, told: given.Bash) -> Answer:
         return await self._run(told, "bash", "--noprofile", "--norc", "-c", given.check_command(told.command))
@@ -104,33 +112,39 @@ class Toolbox:
     async def _python(self, told: given.Code) -> Answer:
         return await self._run(told, "python3", "-c", given.check_command(told.code))
 
-    async def _javascript(self, told: given.Code) -> Answer:
+    async def _node(self, told: given.Code) -> Answer:
         return await self._run(told, "node", "-e", given.check_command(told.code))
 
     async def _run(self, told: given.Timed, *argv: str) -> Answer:
-        box = self._settings
-        seconds = told.timeout_s if "timeout_s" in told.model_fields_set else min(box.timeout_s, box.max_timeout_s)
-        if seconds > box.max_timeout_s:
-            raise given.ArgumentError(f"timeout_s: must be {box.max_timeout_s} at most")
-        outcome = await self._runner.run(argv, seconds)
-        return outcome, readable(outcome), outcome.exit_code != 0 or outcome.timed_out
+        seconds = given.seconds_of(told, self._seat.settings)
+        outcome = await self._seat.runner.run(argv, seconds, keep=True)
+        return Answer(outcome, readable(outcome), outcome.exit_code != 0 or outcome.timed_out)
 
     async def _read(self, told: given.ReadFile) -> Answer:
-        found = await asyncio.to_thread(self._files.read, told.path, told.offset, told.limit)
-        return found, found.content or "(empty)", False
+        found = await asyncio.to_thread(self._seat.files.read, told.path, told.offset, told.limit)
+        return Answer(found, found.content or "(empty)")
 
     async def _write(self, told: given.WriteFile) -> Answer:
-        done = await asyncio.to_thread(self._files.write, told.path, told.content)
-        return done, f"wrote {done.size} bytes to {done.path}", False
+        done = await asyncio.to_thread(self._seat.files.write, told.path, told.content, told.expected_sha256)
+        return Answer(done, f"wrote {done.size} bytes to {done.path}")
 
     async def _edit(self, told: given.EditFile) -> Answer:
-        done = await asyncio.to_thread(self._files.edit, told.path, told.old, told.new)
-        return done, f"edited {done.path}, {done.size} bytes now", False
+        done = await asyncio.to_thread(self._seat.files.edit, told.path, told.old, told.new, told.expected_sha256)
+        return Answer(done, f"edited {done.path}, {done.size} bytes now")
 
     async def _list(self, told: given.ListFiles) -> Answer:
-        found = await asyncio.to_thread(self._files.list, told.path)
+        found = await asyncio.to_thread(self._seat.files.list, told.path)
         lines = [f"{e.path}{'/' if e.kind == 'directory' else f'  {e.size}'}" for e in found.entries]
-        return found, "\n".join(lines) or "(empty)", False
+        return Answer(found, "\n".join(lines) or "(empty)")
+
+    async def _lines(self, told: given.SearchFiles) -> Answer:
+        found = await self._search.lines(told)
+        lines = [f"{m.path}:{m.line}: {m.text}" for m in found.matches]
+        return Answer(found, _found(lines, found), failed=found.timed_out)
+
+    async def _paths(self, told: given.FindFiles) -> Answer:
+        found = await self._search.paths(told)
+        return Answer(found, _found(found.paths, found), failed=found.timed_out)
 
 
 def readable(outcome: Outcome) -> str:
@@ -143,5 +157,10 @@ def readable(outcome: Outcome) -> str:
     return "\n".join(parts) or "(no output)"
 
 
-def _failure(text: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(text=text)], is_error=True)
+def _found(lines: Sequence[str], found: Matches | Paths) -> str:
+    end = [f"[{TOO_LONG}]"] if found.timed_out else ["[there is more]"] if found.truncated else []
+    return "\n".join([*lines, *end]) or "(nothing found)"
+
+
+def _failure(text: str, what: dict[str, Any] | None = None) -> CallToolResult:  # Any: JSON
+    return CallToolResult(content=[TextContent(text=text)], structured_content=what, is_error=True)

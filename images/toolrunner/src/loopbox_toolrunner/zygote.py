@@ -28,6 +28,7 @@ from loopbox_toolrunner.processes import (
 )
 
 DESCRIPTORS = 3  # control, stdout, stderr
+MOST_DESCRIPTORS = 4  # and stdin, for calls that are fed
 SWEEP_MS = 10
 FORK_TRIES = 20
 EXIT_BROKEN = 70
@@ -75,10 +76,10 @@ class Zygote:
 
     def _take(self) -> bool:
         """Take one order and fork its keeper; False when the server is gone."""
-        said, handles, _, _ = socket.recv_fds(self._orders, 1, DESCRIPTORS)
+        said, handles, _, _ = socket.recv_fds(self._orders, 1, MOST_DESCRIPTORS)
         if not said:
             return False
-        if len(handles) == DESCRIPTORS:
+        if len(handles) >= DESCRIPTORS:
             pid = _fork()
             if pid == 0:
                 self._be_keeper(handles)
@@ -95,7 +96,7 @@ class Zygote:
             self._orders.close()
             os.close(self._wake)
             os.close(self._wake_write)
-            keep(socket.socket(fileno=handles[0]), handles[1], handles[2])
+            keep(socket.socket(fileno=handles[0]), *handles[1:])
             code = 0
         except (ValueError, OSError):
             traceback.print_exc(file=sys.stderr)
