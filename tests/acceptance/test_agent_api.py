@@ -119,11 +119,12 @@ def test_a_viewer_looks_and_runs_nothing(appliance: Appliance) -> None:
 
 
 def test_a_revoked_token_is_shut_out_and_the_users_other_one_is_not(appliance: Appliance) -> None:
-    (one, jti), (other, _) = issue(appliance, "rob"), issue(appliance, "rob")
-    assert one.ask("GET", "/agents/threads")[0] == 200
+    (one, jti), (other, _) = issue(appliance, "rob", "--name", "stolen"), issue(appliance, "rob")
+    asked = [("GET", "/v1/models"), ("GET", "/agents/threads"), ("POST", "/agents/threads")]
+    assert [one.ask(*what)[0] for what in asked] == [200, 200, 201]
     appliance.loopctl("token", "revoke", jti)
-    assert one.ask("POST", "/agents/threads", {})[0] == 401
-    assert other.ask("GET", "/agents/threads") == (200, {"threads": []})
+    assert [one.ask(*what)[0] for what in asked] == [401] * 3
+    assert [other.ask(*what)[0] for what in asked] == [200, 200, 201]
 
 
 # --- conversations
@@ -174,6 +175,7 @@ def test_a_background_run_is_followed_and_taken_up_again_after_its_last_event(ki
             if len(began) == 4:
                 break  # the connection is lost
     rest = list(kim.follow(run, after=began[-1].number))
+    assert rest, "the run had ended before the connection was lost"
     told = [*began, *rest]
     assert [event.number for event in told] == list(range(1, len(told) + 1)), "no event is missing or comes twice"
     assert (told[0].name, told[-1].name) == ("run.started", "run.completed")
