@@ -26,7 +26,7 @@ from loopbox_agent.tool_caller import Caller
 from loopbox_agent.tool_schedule import Schedule
 from loopbox_agent.workspace_file import WorkspaceError
 from loopbox_toolrunner.launcher import Launcher
-from loopbox_toolrunner.server import build_app, listen, open_toolbox
+from loopbox_toolrunner.server import build_app, listen, open_box
 from loopbox_toolrunner.settings import Settings
 
 EXPIRES = datetime(2030, 1, 1, tzinfo=UTC)
@@ -97,10 +97,10 @@ async def real(run_dir: Path, tmp_path: Path, loopd: Loopd) -> AsyncIterator[Too
     workspace.mkdir()
     settings = Settings(socket=run_dir / "leases" / "box" / "tools.sock", workspace=workspace)
     launcher = Launcher()
-    async with open_toolbox(settings, launcher, asyncio.Event()) as toolbox:
+    async with open_box(settings, launcher, asyncio.Event()) as box:
         listening = listen(settings.socket)
         with listening:
-            async with serving(build_app(toolbox), listening):
+            async with serving(build_app(box), listening):
                 yield ToolRunner(workspace)
     launcher.close()
 
