@@ -35,8 +35,8 @@ from loopbox_agent.retry import Backoff
 from loopbox_agent.turn_restart import before_break
 
 ASKED: list[ModelMessage] = [ModelRequest.user_text_prompt("Hi")]
-QUICK = Backoff(tries=4, base_s=0.001, cap_s=0.002, longest_wait_s=5)
-ONCE = Backoff(tries=1)
+QUICK = Backoff(tries=4, base_s=0.001, cap_s=0.002, longest_wait_s=6)
+ONCE = Backoff(tries=1, longest_wait_s=0)
 
 
 def seeded(seed: int) -> Callable[[], float]:

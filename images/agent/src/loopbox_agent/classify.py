@@ -46,7 +46,7 @@ _CODES: Final[Mapping[str, Failure]] = MappingProxyType(
         "engine_broke_off": _CUT,
         "engine_silent": _SLOW,
         "model_broke_off": _CUT,
-        "models_unavailable": _REFUSED,
+        "models_unavailable": Failure("service", nothing_ran=True),  # the pool has waited as long as it may
         "breaker_open": _REFUSED,
         "sandbox_unavailable": _REFUSED,
         "tool_broke_off": Failure("service"),  # its sandbox is thrown away: the same call there fails again
@@ -60,6 +60,9 @@ _CODES: Final[Mapping[str, Failure]] = MappingProxyType(
         "store_down": _CUT,
     }
 )
+
+# Their Retry-After is our guess, for our own clients; what the other side asked for stands in their details.
+_RELAYED: Final = frozenset({"engine_unavailable", "engine_failed"})
 
 _ERRNO: Final[Mapping[int, Failure]] = MappingProxyType(
     {
@@ -198,12 +201,10 @@ def _of_type(error: BaseException) -> Failure | None:
 
 
 def _ours(error: AgentError) -> Failure:
-    wait = None if error.retry_after_s is None else float(error.retry_after_s)
+    wait = error.details.get("upstream_wait_s") if error.code in _RELAYED else error.retry_after_s
     told = error.details.get("upstream_status")  # what the other side answered says more than our word for it
-    if isinstance(told, int):
-        return of_status(told, wait)
-    known = _CODES.get(error.code) or of_status(error.status)
-    return known.after(wait)
+    known = of_status(told) if isinstance(told, int) else _CODES.get(error.code) or of_status(error.status)
+    return known.after(float(wait) if isinstance(wait, (int, float)) else None)
 
 
 def _of_group(group: BaseExceptionGroup[BaseException]) -> Failure:
