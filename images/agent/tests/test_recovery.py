@@ -35,8 +35,8 @@ from loopbox_agent.retry import Backoff, Retries
 from loopbox_agent.turn_restart import before_break
 
 SEED = 20_261_121
-RUNS = 240
-AT_ONCE = 60
+RUNS = 200
+AT_ONCE = 40
 SHARE = 0.30
 RUN_S = 25.0
 SILENCE_S = 0.3
