@@ -143,14 +143,18 @@ class ModelPool:
     async def ask_each(self, ask: Callable[[_Try], Awaitable[T]], draw: Draw) -> T:
         """Return the first answer; each member that may be asked is asked once.
 
-        Raises the error that gives the most hope, or at once the one that is the request's own fault;
+        One that asked for rest is asked only when nobody else is there: what it told one request it need not tell the
+        next. Raises the error that gives the most hope, or at once the one that is the request's own fault;
         ModelsUnavailableError when no member may be asked.
         """
         errors: list[Exception] = []
-        for place in plan_order([_standing(place) for place in self._places], draw):
-            chosen = self._places[place]
+        order = [self._places[place] for place in plan_order([_standing(place) for place in self._places], draw)]
+        now = self.clock()
+        order.sort(key=lambda place: place.health.held_until > now)  # stable: the order stays otherwise
+        for chosen in order:
             now = self.clock()
-            permit = chosen.breaker.enter(now) if now >= chosen.health.held_until else None
+            held = now < chosen.health.held_until and bool(errors)
+            permit = None if held else chosen.breaker.enter(now)
             if permit is None:
                 continue
             trying = _Try(self, chosen, permit)
@@ -172,12 +176,11 @@ class ModelPool:
 
     def _nobody(self) -> ModelsUnavailableError:
         now = self.clock()
-        waits = [max(place.breaker.wait_s(now), place.health.held_until - now) for place in self._places]
-        wait = max(1, math.ceil(min(waits)))
+        wait = max(1, math.ceil(min(place.breaker.wait_s(now) for place in self._places)))
         names = ", ".join(place.member.name for place in self._places)
         return ModelsUnavailableError(
-            f"No model may be asked for {wait} s ({names}): they failed too often just now, or asked to be left alone. "
-            "Nothing was generated. Try again then; /health/detailed shows how each stands.",
+            f"No model may be asked for {wait} s ({names}): they failed too often just now. Nothing was generated. "
+            "Try again then; /health/detailed shows how each stands.",
             retry_after_s=wait,
         )
 
@@ -276,6 +279,22 @@ class PooledModel(Model):
         del model_request_parameters
         return messages
 
+    async def _answer(self, ask: Callable[[_Try], Awaitable[T]]) -> T:
+        return await self._retries.run(lambda: self._ask(ask), "model")
+
+    async def _ask(self, ask: Callable[[_Try], Awaitable[T]]) -> T:
+        """Ask the members; wait while none may be asked, which is no try: the breakers let nobody waste one."""
+        rules, waited = self._retries.backoff, 0.0
+        while True:
+            try:
+                return await self._pool.ask_each(ask, self._retries.draw)
+            except ModelsUnavailableError as error:
+                wait = (error.retry_after_s or 0) + self._retries.draw() * rules.base_s
+                waited += wait
+                if waited > rules.longest_wait_s or wait + rules.least_left_s > self._retries.deadline.left():
+                    raise
+            await self._retries.sleep(wait)
+
     async def request(
         self,
         messages: list[ModelMessage],
@@ -290,7 +309,7 @@ class PooledModel(Model):
             trying.answered(more=False)
             return answer
 
-        return await self._retries.run(lambda: self._pool.ask_each(ask, self._retries.draw), "model")
+        return await self._answer(ask)
 
     @asynccontextmanager
     async def request_stream(
@@ -312,8 +331,7 @@ class PooledModel(Model):
                 return stack.pop_all(), response, watched
             raise AssertionError("the context manager swallows nothing")
 
-        opened = await self._retries.run(lambda: self._pool.ask_each(ask, self._retries.draw), "model")
-        stack, response, watched = opened
+        stack, response, watched = await self._answer(ask)
         async with stack:
             # The iterator is the response's own, watched: parts, usage and the final answer stay the member's work.
             response._event_iterator = watched  # noqa: SLF001 the framework's fallback model does the same; a test holds it
