@@ -223,8 +223,9 @@ async def test_dialogs_windows_and_downloads_are_told_of(sandbox: Sandbox) -> No
     opened = await sandbox.open(
         "d.html",
         "<title>D</title><script>alert('one'); if (!confirm('two?')) document.title = 'no'</script>"
-        "<a id=w href=form.html target=_blank>w</a><a id=d href='data:application/zip;base64,AAAA' download='../x.zip'>d"
-        "</a><button onclick='while (1) alert(1)'>again</button>",
+        "<a id=w href=form.html target=_blank>w</a>"
+        "<a id=d href='data:application/zip;base64,AAAA' download='../x.zip'>d</a>"
+        "<button onclick='while (1) alert(1)'>again</button>",
     )
     assert opened["title"] == "no"
     assert opened["notes"] == ["the page said: one (dismissed)", "the page asked: two? (dismissed)"]
