@@ -1,8 +1,8 @@
 """tool_guard: owns what stands around every tool call of a run: a breaker, retries where safe, a record for reminders.
 
 A program that fails in the sandbox says nothing about the sandbox, nor a sub-agent that fails about sub-agents: what
-they say goes to the model as it is. A tool that asks outside (a server of the user, the web search) can be down, and then
-counts against its breaker.
+they say goes to the model as it is. A tool that asks outside (a server of the user, the web search) can be down, and
+then counts against its breaker.
 """
 
 from __future__ import annotations
