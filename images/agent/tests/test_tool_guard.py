@@ -11,6 +11,7 @@ import pytest
 
 from loopbox_agent.breaker import Breakers, Policy
 from loopbox_agent.deadline import Deadline
+from loopbox_agent.errors import DeadlineError
 from loopbox_agent.reminders import Told, TurnFacts, plan_reminders
 from loopbox_agent.retry import Backoff, Retries
 from loopbox_agent.sandbox import Outcome, ToolBrokeError
@@ -24,7 +25,8 @@ WRONG = Outcome("invalid argument", {"text": "x"}, is_error=True)
 
 
 def tool(kind: Kind = "server", effect: Effect = "read", name: str = "look") -> ToolSpec:
-    return ToolSpec(name=name, description="", schema={}, source="far", kind=kind, effect=effect)
+    level: Effect = "network" if kind == "server" else "execute"
+    return ToolSpec(name=name, description="", schema={}, source="far", kind=kind, effect=effect, level=level)
 
 
 def guard(breakers: Breakers | None = None, scope: str = "ada") -> ToolGuard:
@@ -60,6 +62,7 @@ REACHED_NOT, CUT = httpx2.ConnectError("refused"), httpx2.ReadError("reset")
         (tool(effect="write"), (DOWN, OK), 1, DOWN.text),
         (tool(effect="write"), (REACHED_NOT, OK), 2, "fine"),
         (tool("sandbox"), (REFUSED, OK), 1, REFUSED.text),  # what a program says is for the model to judge
+        (tool("builtin"), (REFUSED, OK), 1, REFUSED.text),  # and what a sub-agent says
     ],
 )
 async def test_a_call_is_made_as_often_as_is_safe(
@@ -124,6 +127,10 @@ async def test_what_was_called_is_kept_for_reminders() -> None:
     with pytest.raises(ToolBrokeError):
         await guarded.call(tool("sandbox", "execute"), {}, giving(ToolBrokeError("gone"))[0])
     assert (guarded.made, guarded.seen[-1].failure) == (4, "service")
+    child = guarded.for_child(Deadline.after(0))
+    with pytest.raises(DeadlineError):
+        await child.call(tool(), {}, giving(OK)[0])
+    assert (child.made, guarded.made) == (1, 4)
     for _ in range(100):
         await guarded.call(tool(), {}, giving(OK)[0])
     assert len(guarded.seen) == 24

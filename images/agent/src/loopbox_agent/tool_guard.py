@@ -1,7 +1,8 @@
 """tool_guard: owns what stands around every tool call of a run: a breaker, retries where safe, a record for reminders.
 
-A program that fails in the sandbox says nothing about the sandbox: its result goes to the model as it is. A tool that
-asks somebody else (a server of the user, the web search) can be down, and then counts against its breaker.
+A program that fails in the sandbox says nothing about the sandbox, nor a sub-agent that fails about sub-agents: what
+they say goes to the model as it is. A tool that asks outside (a server of the user, the web search) can be down, and
+then counts against its breaker.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from pydantic import JsonValue
 
 from loopbox_agent.breaker import BreakerOpenError, Breakers
 from loopbox_agent.classify import classify
-from loopbox_agent.deadline import Clock
+from loopbox_agent.deadline import Clock, Deadline
 from loopbox_agent.failure import Category, FailedError, Failure
 from loopbox_agent.loop_watch import WINDOW, call_key
 from loopbox_agent.reminders import CallSeen
@@ -40,6 +42,11 @@ class ToolGuard:
         self._clock = clock
         self._seen: deque[CallSeen] = deque(maxlen=WINDOW)
         self.made = 0  #: calls in all
+
+    def for_child(self, deadline: Deadline) -> ToolGuard:
+        """Return the same for a sub-agent: it ends by its own deadline and remembers its own calls."""
+        retries = replace(self._retries, deadline=deadline)
+        return ToolGuard(self._breakers, retries, scope=self._scope, clock=self._clock)
 
     @property
     def seen(self) -> Sequence[CallSeen]:
@@ -69,6 +76,7 @@ class ToolGuard:
     async def _guarded(self, tool: ToolSpec, make: Callable[[], Awaitable[Outcome]]) -> tuple[Outcome, Failure | None]:
         name = f"{self._scope}/{tool.source}/{tool.name}" if tool.kind == "server" else f"{tool.source}/{tool.name}"
         work: Work = "read" if tool.effect == "read" else "write"
+        outside = tool.kind != "sandbox" and tool.level == "network"
         last: list[tuple[Outcome, Failure | None]] = []
 
         async def attempt() -> None:
@@ -86,12 +94,12 @@ class ToolGuard:
                 raise
             failure = failure_of(outcome)
             last[:] = [(outcome, failure)]
-            if tool.kind == "sandbox" or failure is None or failure.category not in _DOWN:
+            if not outside or failure is None or failure.category not in _DOWN:
                 permit.succeeded(self._clock())
             else:
                 permit.failed(self._clock())
             # A result is an answer. It is asked for again only where that changes nothing and may well help.
-            if failure is not None and failure.retryable and work == "read" and tool.kind != "sandbox":
+            if failure is not None and failure.retryable and work == "read" and outside:
                 raise FailedError(failure)
 
         try:
