@@ -104,7 +104,7 @@ OWN_PROCESSES: Final = 3
 def answers(socket: Path) -> bool:
     try:
         with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(socket)), base_url="http://toolrunner") as client:
-            return bool(client.get("/health").json() == {"status": "ok"})
+            return bool(client.get("/health").json()["status"] == "ok")
     except httpx2.TransportError:
         return False
 
