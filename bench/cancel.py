@@ -3,11 +3,12 @@
 ``make bench BENCH=cancel``; the last line is one JSON object. Real loopd, real sandboxes, the agent's real process; the
 engine is a stub that says a word now and then. The time runs from sending POST /agents/runs/{id}/cancel until all of
 this holds: it is answered, no process of the run's call lives in any sandbox, the engine writes for it no more, and the
-conversation has the turn. A moment is random in the first SPAN_S=1 seconds of a run, so that some hit the loan of the
-sandbox or the start of the tool. Sizes: CANCELS=200, SEED=1, WARM=4 sandboxes kept. Images must be built.
+conversation has the turn. A moment is random within SPAN_S=1 seconds: for every other run from its start, so that some
+hit the loan of the sandbox or the start of the tool, else from when it is in its state. Sizes: CANCELS=200, SEED=1,
+WARM=4 sandboxes kept. Images must be built.
 
 stream: the model is talking. tool: bash waits, with children. stubborn: bash, a child, and one in a session of its own
-ignore SIGTERM. deep: a sub-agent's model is talking; left out, and said, while the agent offers no such tool.
+ignore SIGTERM. deep: a sub-agent's model is talking; left out, and said, where the agent offers no such tool.
 """
 
 from __future__ import annotations
@@ -105,13 +106,31 @@ class Bench:
 
     agent: Client
     engine: Engine
+    answers: int = 0  #: that the engine had ended when the last run began
 
-    async def one(self, state: str, moment_s: float) -> Cancelled:
+    async def one(self, state: str, moment_s: float, *, early: bool) -> Cancelled:
         """Start a run, cancel it at a moment, and see what is left of it."""
         mark = f"m{secrets.token_hex(8)}"
         thread: Any = await self.agent.json("POST", "/agents/threads", {})  # Any: JSON, here and below
-        path = f"/agents/threads/{thread['thread_id']}/messages"
-        body = {"instruction": f"Wait {mark}.", "thread_id": thread["thread_id"], "background": True}
+        run = await self._start(state, mark, thread["thread_id"])
+        if not early:
+            began = time.perf_counter()
+            await _until(lambda: self._is_in(state, mark), began)
+        await asyncio.sleep(moment_s)
+        done = Cancelled(state, mark, await self._is_in(state, mark))
+        await self._cancel(done, run, f"/agents/threads/{thread['thread_id']}/messages")
+        return done
+
+    async def _is_in(self, state: str, mark: str) -> bool:
+        """Tell whether a run is in its state now."""
+        if state in COMMANDS:
+            return bool(await asyncio.to_thread(marked, mark))
+        # Deep: the parent's own answer, which calls the sub-agent, has ended.
+        return self.engine.seen.under_way > 0 and (state != "deep" or self.engine.seen.answers > self.answers)
+
+    async def _start(self, state: str, mark: str, thread: str) -> str:
+        """Start a run in the background; return its id."""
+        body: dict[str, Any] = {"instruction": f"Wait {mark}.", "thread_id": thread, "background": True}
         body["max_output_tokens"] = PIECES
         if state in COMMANDS:
             self.engine.behaviour.tool = "bash"
@@ -121,28 +140,30 @@ class Bench:
             self.engine.behaviour.tool = DELEGATE
             self.engine.behaviour.arguments = {"task": f"Wait {mark}."}
             body["tools"] = [DELEGATE]
+        self.answers = self.engine.seen.answers
         run: Any = await self.agent.json("POST", "/agents/run-agent", body)
-        await asyncio.sleep(moment_s)
-        reached = bool(await asyncio.to_thread(marked, mark)) if state in COMMANDS else self.engine.seen.under_way > 0
-        done = Cancelled(state, mark, reached)
+        return str(run["run_id"])
+
+    async def _cancel(self, done: Cancelled, run: str, messages: str) -> None:
+        """Cancel a run, and fill in how long what took."""
         sent = time.perf_counter()
 
         async def answered() -> bool:
-            told: Any = await self.agent.json("POST", f"/agents/runs/{run['run_id']}/cancel")
+            told: Any = await self.agent.json("POST", f"/agents/runs/{run}/cancel")
             if told.get("status") != "cancelled":
-                print(f"{state}: the cancel was answered {str(told)[:300]}", file=sys.stderr)
+                print(f"{done.state}: the cancel was answered {str(told)[:300]}", file=sys.stderr)
             return True
 
         async def silent() -> bool:
             return self.engine.seen.under_way == 0
 
         async def gone() -> bool:
-            done.left = await asyncio.to_thread(marked, mark)
+            done.left = await asyncio.to_thread(marked, done.mark)
             return not done.left
 
         async def saved() -> bool:
-            told: Any = await self.agent.json("GET", path)
-            return mark in json.dumps(told)
+            told: Any = await self.agent.json("GET", messages)
+            return done.mark in json.dumps(told)
 
         # The cancel first: what follows looks at what it does.
         answering = asyncio.create_task(_until(answered, sent))
@@ -153,7 +174,8 @@ class Bench:
         done.saved_ms = await _until(saved, sent)
         if not await gone():  # one that was started after the others were gone
             done.gone_ms = await _until(gone, sent)
-        return done
+        if not await silent():  # likewise
+            done.silent_ms = await _until(silent, sent)
 
     async def offers(self, tool: str) -> bool:
         """Tell whether the agent has a tool of this name."""
@@ -231,7 +253,8 @@ async def measure() -> dict[str, Any]:  # Any: as in figures
         if not deep:
             print(f"deep is left out: the agent offers no tool {DELEGATE!r}", file=sys.stderr)
         for number in range(CANCELS):
-            one = await bench.one(states[number % len(states)], chance.uniform(0, SPAN_S))
+            early = number // len(states) % 2 == 1
+            one = await bench.one(states[number % len(states)], chance.uniform(0, SPAN_S), early=early)
             done.append(one)
             print(f"{number + 1}/{CANCELS}: {one}", file=sys.stderr)
         await asyncio.sleep(1)
