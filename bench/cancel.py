@@ -43,6 +43,7 @@ WARM = int(os.environ.get("WARM", "4"))
 RATE = 20.0  # pieces a second
 PIECES = 2000  # of an answer that nobody cancels
 PATIENCE_S = 15.0  # for each thing that a cancel must bring about
+NEVER_MS = PATIENCE_S * 1e3  # what did not come about counts as this long
 POLL_S = 0.005
 CGROUPS = Path("/sys/fs/cgroup/pids/docker")
 DELEGATE = "delegate"
@@ -58,7 +59,7 @@ STATES = ("stream", "tool", "stubborn", "deep")
 
 @dataclass
 class Cancelled:
-    """One cancel. Milliseconds from its request; infinite: not within the patience."""
+    """One cancel. Milliseconds from its request; NEVER_MS: not within the patience."""
 
     state: str
     mark: str  #: in the command line or the environment of each process of the call
@@ -168,7 +169,7 @@ class Bench:
 async def _until(holds: Callable[[], Any], sent: float) -> float:  # Any: an awaitable of a bool
     while not await holds():
         if time.perf_counter() - sent > PATIENCE_S:
-            return float("inf")
+            return NEVER_MS
         await asyncio.sleep(POLL_S)
     return (time.perf_counter() - sent) * 1e3
 
@@ -212,10 +213,10 @@ def figures(done: list[Cancelled], skipped: list[str]) -> dict[str, Any]:  # Any
         told[f"{part}_p99_ms"] = quantile([getattr(one, f"{part}_ms") for one in done], 0.99)
     return told | {
         "reached": sum(one.reached for one in done),
-        "leftovers": sum(bool(one.left) or one.gone_ms == float("inf") for one in done),
-        "talked_on": sum(one.silent_ms == float("inf") for one in done),
-        "unsaved": sum(one.saved_ms == float("inf") for one in done),
-        "unsaved_early": sum(one.saved_ms == float("inf") and not one.reached for one in done),
+        "leftovers": sum(bool(one.left) or one.gone_ms == NEVER_MS for one in done),
+        "talked_on": sum(one.silent_ms == NEVER_MS for one in done),
+        "unsaved": sum(one.saved_ms == NEVER_MS for one in done),
+        "unsaved_early": sum(one.saved_ms == NEVER_MS and not one.reached for one in done),
         "loadavg": [round(value, 1) for value in os.getloadavg()],
     }
 

@@ -111,9 +111,7 @@ class AgentSettings(BaseModel):
     max_tool_calls: Annotated[int, Field(ge=1, le=1000)] = 32  #: of one run
     run_timeout_s: Annotated[float, Field(gt=0, le=86400)] = 300.0
     max_concurrent_runs: Annotated[int, Field(ge=1, le=10_000)] = 128
-    database_url: Annotated[str, Field(pattern=r"^(|postgresql\+asyncpg://[^\s]{1,500})$")] = (
-        ""  #: empty: SQLite
-    )
+    database_url: Annotated[str, Field(pattern=r"^(|postgresql\+asyncpg://[^\s]{1,500})$")] = ""  #: empty: SQLite
     search_url: Annotated[str, Field(pattern=r"^(|https?://[^\s]{1,500})$")] = ""  #: a SearxNG; '': no web search
     secrets_dir: Path | None = None  #: files that it may read: database-password, headers of MCP servers
 

@@ -262,9 +262,9 @@ def _frontend(name: str, address: str, port: int, config: GatewayConfig) -> str:
     http-request return status 200 {_JSON} \
 '{{"status":"ok","engines":%[nbsrv(engine)],"agents":%[nbsrv(agent)]}}' if own
 {by_address}{_paths(public=public)}
-{doors}    http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
-    http-request wait-for-body time {config.request_s}s
-    http-request deny deny_status 413 if {{ req.body_size gt {config.max_body_bytes} }}
+{doors}    http-request deny deny_status 413 if !bulk {{ req.body_size gt {config.max_body_bytes} }}
+    http-request wait-for-body time {config.request_s}s if !bulk
+    http-request deny deny_status 413 if !bulk {{ req.body_size gt {config.max_body_bytes} }}
     acl sized req.hdr(content-length) -m found
     acl long_body req.body_size ge {UNSIZED_BODY_BYTES}
     acl long_body req.hdrs,length gt {UNSIZED_HEADER_BYTES}
@@ -312,6 +312,8 @@ def _paths(*, public: bool) -> str:
         f"acl engine_get path {' '.join(ENGINE_GETS)}",
         "acl engine_get path_reg ^/v1/models/[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
         f"acl engine_post path {' '.join(ENGINE_POSTS)}",
+        # A conversation's files pass as they come; the agent counts them.
+        "acl bulk path_reg ^/agents/threads/[a-z0-9_]{1,64}/workspace$",
         "http-request deny deny_status 403 if engine_admin",
         f"http-request deny deny_status 404 if !engine_get !engine_post{' !agent !control' if public else ''}",
         f"http-request return status 405 {_JSON} {wrong} hdr Allow 'GET, HEAD' if engine_get !{{ method GET HEAD }}",

@@ -57,6 +57,7 @@ class ImageSet(BaseModel):
     agent: Tag
     toolrunner: Tag
     egress: Tag | None = None  #: absent in the file of an older version: then no host is granted
+    browser: Tag | None = None  #: absent there, too: then no sandbox with a browser is lent
 
     def tags(self) -> tuple[str, ...]:
         """Return all of them."""

@@ -108,7 +108,7 @@ async def test_a_run_in_the_background_is_seen_steered_and_cancelled(real: Real)
     watching = await start("runs", "watch", run_id)
     assert watching.stdout
     async with asyncio.timeout(10):
-        assert await watching.stdout.read(8) == b"half an "
+        assert await watching.stdout.read(5) == b"half "
         await loopctl("runs", "steer", run_id, "hurry")
         assert "nothing of it runs on" in (await loopctl("runs", "cancel", run_id)).stdout
         _, err = await watching.communicate()
@@ -168,7 +168,7 @@ async def test_ctrl_c_ends_the_run_in_the_engine(real: Real) -> None:
     asking = await start("ask", "q")
     assert asking.stdout
     async with asyncio.timeout(10):
-        assert await asking.stdout.read(8) == b"half an "
+        assert await asking.stdout.read(5) == b"half "
         asking.send_signal(signal.SIGINT)
         _, err = await asking.communicate()
         await real.engine.left.wait()
@@ -201,7 +201,7 @@ async def test_an_agent_that_comes_back_tells_how_its_run_ended(
             await real.engine.holding.wait()
         async with agent_on(settings, port):
             result = await asking
-    assert result.stdout == "half an \n"
+    assert result.stdout.split() == ["half", "an"]
     assert "going on after event 2" in result.stderr
     assert "[run_cancelled]" in result.stderr
 

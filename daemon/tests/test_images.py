@@ -31,7 +31,8 @@ from loopd.images import (
     save_images,
 )
 
-TAGS = {name: f"loopbox/{name}:0123456789ab" for name in ("base", "gateway", "ollama", "agent", "toolrunner", "egress")}
+IMAGES = ("base", "gateway", "ollama", "agent", "toolrunner", "egress", "browser")
+TAGS = {name: f"loopbox/{name}:0123456789ab" for name in IMAGES}
 CPUINFO = "processor\t: 0\nmodel name\t: Brand One\nflags\t\t: avx2 fma\ncpu MHz\t: 2100\n\nprocessor\t: 1\n"
 
 names = st.text(st.characters(codec="ascii", exclude_characters="/\0", min_codepoint=32), min_size=1, max_size=9)
@@ -58,6 +59,7 @@ def appliance(root: Path) -> Path:
     folder(root, "ollama")
     for name in ("gateway", "agent", "toolrunner", "egress"):
         folder(root, name, "ARG BASE=loopbox/base:dev\nFROM ${BASE}\n")
+    folder(root, "browser", "ARG BASE=loopbox/toolrunner:dev\nFROM ${BASE}\n")
     return root
 
 
@@ -117,7 +119,25 @@ def test_a_change_of_the_base_changes_every_tag_on_it_and_no_other(tmp_path: Pat
         "agent",
         "toolrunner",
         "egress",
+        "browser",
     }
+
+
+def test_the_browsers_image_stands_on_the_tool_runners(tmp_path: Path) -> None:
+    """Its tools are the tool runner's and more, so a change there must reach it."""
+    root = appliance(tmp_path)
+    before = image_set(plan_images(root))
+    (root / "toolrunner" / "new").write_text("x")
+    after = image_set(plan_images(root))
+    assert {n for n in ImageSet.model_fields if getattr(before, n) != getattr(after, n)} == {"toolrunner", "browser"}
+    assert [r.name for r in plan_images(root, ["browser"])] == ["base", "toolrunner", "browser"]
+
+
+def test_a_record_of_before_there_was_a_browser_is_read(tmp_path: Path) -> None:
+    """After an update and before the next `make up`, the daemon must still start."""
+    older = {name: tag for name, tag in TAGS.items() if name not in {"egress", "browser"}}
+    (tmp_path / "images.json").write_text(json.dumps(older))
+    assert load_images(tmp_path).tags() == tuple(older.values())
 
 
 def test_parents_come_first_and_are_passed_to_their_children(tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ def test_one_probe_at_a_time() -> None:
     assert again is not None
     again.succeeded(6.6)
     assert breaker.snapshot(6.6).state == "closed"
+    broken(breaker, 7.0)
+    assert breaker.snapshot(7.0).wait_s == POLICY.open_s  # what was well between is not held against it
 
 
 def test_breakers_are_bounded_and_those_that_know_something_stay() -> None:

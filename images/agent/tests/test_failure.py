@@ -66,9 +66,21 @@ RAN, NOTHING = False, True
 
 ROWS: list[tuple[BaseException, Category, bool, bool, float | None]] = [
     # ours
-    (EngineUnavailableError("x", retry_after_s=2), "service", AGAIN, NOTHING, 2),
-    (EngineUnavailableError("x", details={"upstream_status": 429}, retry_after_s=7), "rate_limit", AGAIN, NOTHING, 7),
-    (EngineUnavailableError("x", details={"upstream_status": 503}, retry_after_s=1), "service", AGAIN, NOTHING, 1),
+    (EngineUnavailableError("x", retry_after_s=2), "service", AGAIN, NOTHING, None),  # our guess, not its word
+    (
+        EngineUnavailableError("x", details={"upstream_status": 429}, retry_after_s=2),
+        "rate_limit",
+        AGAIN,
+        NOTHING,
+        None,
+    ),
+    (
+        EngineUnavailableError("x", details={"upstream_status": 503, "upstream_wait_s": 7.0}, retry_after_s=2),
+        "service",
+        AGAIN,
+        NOTHING,
+        7,
+    ),
     (EngineFailedError("x"), "service", AGAIN, RAN, None),
     (EngineFailedError("x", details={"upstream_status": 500}), "service", AGAIN, RAN, None),
     (EngineFailedError("x", details={"upstream_status": 504}), "timeout", AGAIN, RAN, None),

@@ -35,8 +35,8 @@ from loopbox_agent.retry import Backoff
 from loopbox_agent.turn_restart import before_break
 
 ASKED: list[ModelMessage] = [ModelRequest.user_text_prompt("Hi")]
-QUICK = Backoff(tries=4, base_s=0.001, cap_s=0.002, longest_wait_s=5)
-ONCE = Backoff(tries=1)
+QUICK = Backoff(tries=4, base_s=0.001, cap_s=0.002, longest_wait_s=6)
+ONCE = Backoff(tries=1, longest_wait_s=0)
 
 
 def seeded(seed: int) -> Callable[[], float]:
@@ -205,6 +205,21 @@ async def test_a_probe_that_was_cancelled_lets_the_next_one_through(stage: Stage
     task.cancel()
     await asyncio.wait({task})
     assert await stream(model(pool, backoff=ONCE)) == "Hello"
+
+
+async def test_a_probes_first_token_lets_the_others_in(stage: Stage) -> None:
+    """Guards against runs that wait for the end of a long answer."""
+    engine = await stage.engine("only", Script(({"error": "x"},), status=500))
+    pool = stage.pool(policy=Policy(window=3, least=3, open_s=5))
+    for _ in range(3):
+        with pytest.raises(EngineFailedError):
+            await stream(model(pool, backoff=ONCE))
+    stage.now += 5
+    engine.scripts = [Script((piece("Once"),), hold=True), says("Hello")]
+    async with model(pool).request_stream(ASKED, None, ModelRequestParameters()) as response:
+        async for _ in response:
+            break
+        assert await stream(model(pool, backoff=ONCE)) == "Hello"
 
 
 async def test_when_nobody_may_be_asked_that_is_said_with_a_time(stage: Stage) -> None:

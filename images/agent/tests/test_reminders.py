@@ -36,6 +36,7 @@ DIFFERENT = [replace(BAD, key=f"bash:{number}") for number in range(3)]
         (TurnFacts(turn=1, tokens=85, most_tokens=100), ["budget"]),
         (TurnFacts(turn=1, tokens=85), []),
         (TurnFacts(turn=1, calls=[call(key=f"bash:{n}") for n in range(9)], most_calls=10), ["budget"]),
+        (TurnFacts(turn=1, made=9, calls=[call()], most_calls=10), ["budget"]),
         (TurnFacts(turn=1, calls=[call()] * 2), []),
         (TurnFacts(turn=1, calls=[call()] * 3), ["loop"]),
         (TurnFacts(turn=1, calls=[call(), call("read_file"), call(), call("read_file"), call()]), ["loop"]),

@@ -66,6 +66,12 @@ def test_the_limit_doubles_and_the_whole_of_it_is_used(tried: int, drawn: list[f
         assert wait == number * min(16, 2 ** (tried - 1))
 
 
+def test_no_wait_leaves_too_little_to_try_in() -> None:
+    backoff = Backoff(base_s=1, least_left_s=0.5)
+    for left_s, wanted in ((1.51, 1.0), (1.49, None)):
+        assert backoff.plan(1, Failure("network", retryable=True), left_s=left_s, draw=lambda: 1.0) == wanted
+
+
 @pytest.mark.parametrize(
     ("failure", "work", "again"),
     [

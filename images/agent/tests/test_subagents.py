@@ -211,6 +211,26 @@ async def test_cancelling_the_parent_ends_its_children_in_bounded_time(*, ignore
     await asyncio.sleep(0.01)
 
 
+async def test_a_cancelled_child_can_begin_nothing_while_it_tidies_up() -> None:
+    children, _ = parent()
+    begun, refused = asyncio.Event(), list[str]()
+
+    async def late(child: Child) -> str:
+        begun.set()
+        try:
+            return await hang(child)
+        finally:
+            with pytest.raises(BudgetSpentError) as caught:
+                child.about_to_call("bash", {})
+            refused.append(str(caught.value))
+
+    task = asyncio.create_task(children.supervise(order("bash"), late))
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    assert refused == ["The parent of run_1.1 was cancelled; nothing more may be spent."]
+
+
 async def test_a_second_cancel_while_a_child_is_being_ended_is_not_lost() -> None:
     children, _ = parent(limits=ChildLimits(grace_s=0.2))
     release, ending = asyncio.Event(), asyncio.Event()
@@ -362,6 +382,16 @@ def test_spending_stops_with_an_ancestor() -> None:
     with pytest.raises(BudgetSpentError, match="It was ended"):
         grandchild.charge_call()
     assert root.left.tokens == 1000
+
+
+def test_what_a_grandchild_spent_is_counted_when_its_parent_ends() -> None:
+    root = Spending(PLENTY)
+    child = root.carve(SOME)
+    grandchild = child.carve(Budget(tokens=10, tool_calls=2, seconds=1))
+    grandchild.charge_call()
+    grandchild.charge_tokens(7)
+    child.close()
+    assert (root.spent, root.left.tokens) == (Spent(7, 1), 993)
 
 
 def test_time_is_part_of_the_budget() -> None:

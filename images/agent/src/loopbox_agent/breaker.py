@@ -121,8 +121,9 @@ class Breaker:
             self._until = float("-inf")
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until a call would pass, 0 for at once."""
-        return 0.0 if self._state == "closed" else max(0.0, self._until - now)
+        """Return the seconds until a call may pass, 0 for at once. While a probe is out, when to ask again."""
+        left = 0.0 if self._state == "closed" else max(0.0, self._until - now)
+        return left if self._state == "open" else min(left, self.policy.open_s)
 
     def snapshot(self, now: float) -> Snapshot:
         """Return how it stands. An open one whose time is over is told as half-open."""

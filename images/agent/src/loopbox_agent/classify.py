@@ -25,7 +25,7 @@ from mcp_types import (
 from pydantic_ai import exceptions as ai
 
 from loopbox_agent.errors import AgentError
-from loopbox_agent.failure import UNKNOWN, Failure, of_status, retry_after
+from loopbox_agent.failure import UNKNOWN, FailedError, Failure, of_status, retry_after
 
 _DEEPEST: Final = 8  # causes, and members of a group, looked at
 
@@ -46,8 +46,8 @@ _CODES: Final[Mapping[str, Failure]] = MappingProxyType(
         "engine_broke_off": _CUT,
         "engine_silent": _SLOW,
         "model_broke_off": _CUT,
-        "models_unavailable": _REFUSED,
-        "breaker_open": _REFUSED,
+        "models_unavailable": Failure("service", nothing_ran=True),  # the pool has waited as long as it may
+        "breaker_open": Failure("service", nothing_ran=True),  # a model can do something else; waiting helps nobody
         "sandbox_unavailable": _REFUSED,
         "tool_broke_off": Failure("service"),  # its sandbox is thrown away: the same call there fails again
         "tool_unavailable": _ABSENT,
@@ -60,6 +60,9 @@ _CODES: Final[Mapping[str, Failure]] = MappingProxyType(
         "store_down": _CUT,
     }
 )
+
+# Their Retry-After is our guess, for our own clients; what the other side asked for stands in their details.
+_RELAYED: Final = frozenset({"engine_unavailable", "engine_failed"})
 
 _ERRNO: Final[Mapping[int, Failure]] = MappingProxyType(
     {
@@ -170,7 +173,7 @@ def _known(error: BaseException) -> Failure | None:
     match error:
         case BaseExceptionGroup():
             return _of_group(error)
-        case AgentError():
+        case AgentError() | FailedError():
             return _ours(error)
         case httpx2.HTTPStatusError() | openai.APIStatusError():
             return of_status(error.response.status_code, retry_after(error.response.headers))
@@ -197,13 +200,13 @@ def _of_type(error: BaseException) -> Failure | None:
     return known
 
 
-def _ours(error: AgentError) -> Failure:
-    wait = None if error.retry_after_s is None else float(error.retry_after_s)
+def _ours(error: AgentError | FailedError) -> Failure:
+    if isinstance(error, FailedError):
+        return error.failure
+    wait = error.details.get("upstream_wait_s") if error.code in _RELAYED else error.retry_after_s
     told = error.details.get("upstream_status")  # what the other side answered says more than our word for it
-    if isinstance(told, int):
-        return of_status(told, wait)
-    known = _CODES.get(error.code) or of_status(error.status)
-    return known.after(wait)
+    known = of_status(told) if isinstance(told, int) else _CODES.get(error.code) or of_status(error.status)
+    return known.after(float(wait) if isinstance(wait, (int, float)) else None)
 
 
 def _of_group(group: BaseExceptionGroup[BaseException]) -> Failure:

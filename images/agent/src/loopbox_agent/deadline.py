@@ -51,7 +51,8 @@ class Deadline:
 
     @asynccontextmanager
     async def enforced(self) -> AsyncIterator[None]:
-        """End what is inside when the time is over. Raises DeadlineError."""
+        """End what is inside when the time is over; begin nothing when it is over already. Raises DeadlineError."""
+        self.check()
         left = self.left()
         try:
             async with asyncio.timeout(None if math.isinf(left) else left) as scope:

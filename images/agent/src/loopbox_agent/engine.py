@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import httpx2
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from loopbox_agent.errors import AgentError
 from loopbox_agent.failure import retry_after
@@ -208,15 +208,14 @@ def _refusal(response: httpx2.Response, words: str) -> AgentError:
         )
     asked = retry_after(response.headers)
     wait = None if asked is None else math.ceil(asked)
+    told: dict[str, JsonValue] = {"upstream_status": status, **({} if asked is None else {"upstream_wait_s": asked})}
     if status in {httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE}:
         return EngineUnavailableError(
             f"No engine took the request ({status}: {words}); nothing was generated. {_READY}",
-            details={"upstream_status": status},
+            details=told,
             retry_after_s=2 if wait is None else wait,
         )
-    return EngineFailedError(
-        f"The engine answered {status}: {words}", details={"upstream_status": status}, retry_after_s=wait
-    )
+    return EngineFailedError(f"The engine answered {status}: {words}", details=told, retry_after_s=wait)
 
 
 async def _head(response: httpx2.Response) -> str:

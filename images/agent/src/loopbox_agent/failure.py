@@ -56,6 +56,14 @@ class Failure:
         return replace(self, wait_s=min(max(wait_s, 0.0), LONGEST_WAIT_S))
 
 
+class FailedError(Exception):
+    """A failure that was told by a result, for those who handle what is raised."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.category)
+        self.failure = failure
+
+
 UNKNOWN: Final = Failure("service", retryable=True)
 
 _BAD_REQUEST: Final = Failure("validation", nothing_ran=True)

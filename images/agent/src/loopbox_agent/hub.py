@@ -92,9 +92,14 @@ class Hub:
         return run
 
     def find(self, run_id: str, principal: Principal) -> LiveRun | None:
-        """Return a run under way, or one that ended just now; None for any other, and for somebody else's."""
+        """Return a run under way, or one that ended just now; None for any other, and for somebody else's.
+
+        A held one is left to the run log, where a decision about it is written.
+        """
         run = self._runs.get(run_id)
-        return run if run is not None and principal.may_see(run.principal.user) else None
+        if run is None or not principal.may_see(run.principal.user) or (run.ended and run.mute):
+            return None
+        return run
 
     def live(self, principal: Principal) -> list[LiveRun]:
         """Return the runs that somebody may see, oldest first."""

@@ -12,26 +12,27 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from pydantic_ai import RunContext
-from pydantic_ai.messages import ModelMessage, ModelResponse, ModelResponseStreamEvent
+from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.settings import ModelSettings
 
-from loopbox_agent.breaker import Breaker, Permit, Policy, Snapshot
+from loopbox_agent.breaker import Breaker, Policy, Snapshot
 from loopbox_agent.classify import classify
 from loopbox_agent.deadline import Clock, Deadline
 from loopbox_agent.errors import AgentError
-from loopbox_agent.failure import Category, Failure
-from loopbox_agent.pool_health import Health, Standing, plan_order
+from loopbox_agent.pool_health import Standing, plan_order
 from loopbox_agent.pool_member import PoolMember, check_members
+from loopbox_agent.pool_try import BrokeOffError, Place, Tried, Try, Watched
 from loopbox_agent.retry import Backoff, Draw, Retries, Sleep
 
+__all__ = ["BrokeOffError", "MemberSnapshot", "ModelPool", "ModelsUnavailableError", "PooledModel", "Tried"]
+
 T = TypeVar("T")
-LONGEST_HOLD_S: Final = 60.0  # a member is left alone for, whatever it asks
 
 
 class ModelsUnavailableError(AgentError):
@@ -39,31 +40,6 @@ class ModelsUnavailableError(AgentError):
 
     code: ClassVar[str] = "models_unavailable"
     status: ClassVar[int] = 503
-
-
-class BrokeOffError(AgentError):
-    """A model's answer broke off after its first token; no tool of this turn was called yet."""
-
-    code: ClassVar[str] = "model_broke_off"
-    status: ClassVar[int] = 502
-
-    def __init__(self, member: str, failure: Failure, cause: BaseException) -> None:
-        super().__init__(
-            f"The answer of the model {member} broke off ({cause}); no tool of this turn was called. Ask again.",
-            details={"member": member, "category": failure.category},
-        )
-        self.member = member
-        self.failure = failure
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """One try of one member, for logs and metrics."""
-
-    member: str
-    category: Category | None  #: of its failure; None: it answered
-    seconds: float  #: to the first token, or to the failure
-    streaming: bool = False  #: it failed after its first token
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +53,6 @@ class MemberSnapshot:
     first_token_s: float | None
     held_s: float  #: it asked to be left alone for so long
     breaker: Snapshot
-
-
-@dataclass(slots=True)
-class _Place:
-    member: PoolMember
-    model: Model
-    breaker: Breaker
-    health: Health = field(default_factory=Health)
 
 
 class ModelPool:
@@ -103,7 +71,7 @@ class ModelPool:
         told: Callable[[Tried], None] | None = None,
     ) -> None:
         rules = policy or Policy()
-        self._places = [_Place(member, build(member), Breaker(member.name, rules)) for member in check_members(members)]
+        self._places = [Place(member, build(member), Breaker(member.name, rules)) for member in check_members(members)]
         self.clock = clock
         self._told = told
 
@@ -140,20 +108,24 @@ class ModelPool:
             for place in self._places
         )
 
-    async def ask_each(self, ask: Callable[[_Try], Awaitable[T]], draw: Draw) -> T:
+    async def ask_each(self, ask: Callable[[Try], Awaitable[T]], draw: Draw) -> T:
         """Return the first answer; each member that may be asked is asked once.
 
-        Raises the error that gives the most hope, or at once the one that is the request's own fault;
+        One that asked for rest is asked only when nobody else is there: what it told one request it need not tell the
+        next. Raises the error that gives the most hope, or at once the one that is the request's own fault;
         ModelsUnavailableError when no member may be asked.
         """
         errors: list[Exception] = []
-        for place in plan_order([_standing(place) for place in self._places], draw):
-            chosen = self._places[place]
+        order = [self._places[place] for place in plan_order([_standing(place) for place in self._places], draw)]
+        now = self.clock()
+        order.sort(key=lambda place: place.health.held_until > now)  # stable: the order stays otherwise
+        for chosen in order:
             now = self.clock()
-            permit = chosen.breaker.enter(now) if now >= chosen.health.held_until else None
+            held = now < chosen.health.held_until and bool(errors)
+            permit = None if held else chosen.breaker.enter(now)
             if permit is None:
                 continue
-            trying = _Try(self, chosen, permit)
+            trying = Try(chosen, permit, clock=self.clock, tell=self._tell)
             try:
                 # No limit but the member's own: the run's deadline stands around all of this.
                 async with asyncio.timeout(chosen.member.first_token_s):
@@ -164,7 +136,7 @@ class ModelPool:
                     raise
                 errors.append(error)
             except BaseException:
-                permit.gave_up()
+                trying.gave_up()
                 raise
         if errors:
             raise max(errors, key=_hope)
@@ -172,70 +144,26 @@ class ModelPool:
 
     def _nobody(self) -> ModelsUnavailableError:
         now = self.clock()
-        waits = [max(place.breaker.wait_s(now), place.health.held_until - now) for place in self._places]
-        wait = max(1, math.ceil(min(waits)))
+        wait = max(1, math.ceil(min(place.breaker.wait_s(now) for place in self._places)))
         names = ", ".join(place.member.name for place in self._places)
         return ModelsUnavailableError(
-            f"No model may be asked for {wait} s ({names}): they failed too often just now, or asked to be left alone. "
-            "Nothing was generated. Try again then; /health/detailed shows how each stands.",
+            f"No model may be asked for {wait} s ({names}): they failed too often just now. Nothing was generated. "
+            "Try again then; /health/detailed shows how each stands.",
             retry_after_s=wait,
         )
 
-    def tell(self, tried: Tried) -> None:
-        """Pass on what happened to whoever listens."""
+    def _tell(self, tried: Tried) -> None:
         if self._told is not None:
             self._told(tried)
 
 
-def _standing(place: _Place) -> Standing:
+def _standing(place: Place) -> Standing:
     return Standing(place.member.priority, place.member.weight, place.health.failing, place.health.first_token_s)
 
 
 def _hope(error: Exception) -> tuple[bool, float]:
     failure = classify(error)
     return failure.retryable, -(failure.wait_s or 0.0)
-
-
-class _Try:
-    """One try of one member: what it gives is told to its breaker and its health, once."""
-
-    def __init__(self, pool: ModelPool, place: _Place, permit: Permit) -> None:
-        self._pool = pool
-        self._place = place
-        self._permit = permit
-        self._begun = pool.clock()
-        self.model = place.model
-        self.member = place.member
-
-    def answered(self, *, more: bool) -> None:
-        """Take note of the first token. more: the answer goes on, and its end decides; but a probe has succeeded."""
-        now = self._pool.clock()
-        self._place.health.answered(now - self._begun)
-        self._pool.tell(Tried(self.member.name, None, now - self._begun))
-        if not more or self._permit.probes:
-            self._permit.succeeded(now)
-            self._permit = self._place.breaker.enter(now) or self._permit
-
-    def ended(self) -> None:
-        """Take note that an answer came to its end, or to where nobody wanted more of it."""
-        self._permit.succeeded(self._pool.clock())
-
-    def failed(self, error: BaseException, *, streaming: bool = False) -> Failure:
-        """Take note of a failure and return what it is."""
-        failure = classify(error)
-        now = self._pool.clock()
-        self._pool.tell(Tried(self.member.name, failure.category, now - self._begun, streaming))
-        if failure.category == "validation":  # ours, not the member's
-            self._permit.gave_up()
-            return failure
-        if failure.category == "rate_limit":  # alive, and says when it takes more
-            self._permit.gave_up()
-            if failure.wait_s is not None:
-                self._place.health.hold(now + min(failure.wait_s, LONGEST_HOLD_S))
-            return failure
-        self._place.health.failed()
-        self._permit.failed(now)
-        return failure
 
 
 class PooledModel(Model):
@@ -276,6 +204,22 @@ class PooledModel(Model):
         del model_request_parameters
         return messages
 
+    async def _answer(self, ask: Callable[[Try], Awaitable[T]]) -> T:
+        return await self._retries.run(lambda: self._ask(ask), "model")
+
+    async def _ask(self, ask: Callable[[Try], Awaitable[T]]) -> T:
+        """Ask the members; wait while none may be asked, which is no try: the breakers let nobody waste one."""
+        rules, waited = self._retries.backoff, 0.0
+        while True:
+            try:
+                return await self._pool.ask_each(ask, self._retries.draw)
+            except ModelsUnavailableError as error:
+                wait = (error.retry_after_s or 0) + self._retries.draw() * rules.base_s
+                waited += wait
+                if waited > rules.longest_wait_s or wait + rules.least_left_s > self._retries.deadline.left():
+                    raise
+            await self._retries.sleep(wait)
+
     async def request(
         self,
         messages: list[ModelMessage],
@@ -284,13 +228,13 @@ class PooledModel(Model):
     ) -> ModelResponse:
         """Return the whole answer. Nobody sees a part of it, so a break, too, is tried again."""
 
-        async def ask(trying: _Try) -> ModelResponse:
+        async def ask(trying: Try) -> ModelResponse:
             told = trying.model.prepare_messages(messages, model_request_parameters)
             answer = await trying.model.request(told, model_settings, model_request_parameters)
             trying.answered(more=False)
             return answer
 
-        return await self._retries.run(lambda: self._pool.ask_each(ask, self._retries.draw), "model")
+        return await self._answer(ask)
 
     @asynccontextmanager
     async def request_stream(
@@ -302,18 +246,17 @@ class PooledModel(Model):
     ) -> AsyncGenerator[StreamedResponse]:
         """Yield an answer that has begun. Reading it raises BrokeOffError when it breaks off."""
 
-        async def ask(trying: _Try) -> tuple[AsyncExitStack, StreamedResponse, _Watched]:
+        async def ask(trying: Try) -> tuple[AsyncExitStack, StreamedResponse, Watched]:
             told = trying.model.prepare_messages(messages, model_request_parameters)
             async with AsyncExitStack() as stack:
                 opening = trying.model.request_stream(told, model_settings, model_request_parameters, run_context)
                 response = await stack.enter_async_context(opening)
-                watched = _Watched(response, trying)
+                watched = Watched(response, trying)
                 await watched.begin()
                 return stack.pop_all(), response, watched
             raise AssertionError("the context manager swallows nothing")
 
-        opened = await self._retries.run(lambda: self._pool.ask_each(ask, self._retries.draw), "model")
-        stack, response, watched = opened
+        stack, response, watched = await self._answer(ask)
         async with stack:
             # The iterator is the response's own, watched: parts, usage and the final answer stay the member's work.
             response._event_iterator = watched  # noqa: SLF001 the framework's fallback model does the same; a test holds it
@@ -321,44 +264,3 @@ class PooledModel(Model):
                 yield response
             finally:
                 watched.leave()
-
-
-class _Watched:
-    """The events of an answer, the first one read ahead; what breaks after it becomes BrokeOffError."""
-
-    def __init__(self, response: StreamedResponse, trying: _Try) -> None:
-        self._events = aiter(response)
-        self._first: ModelResponseStreamEvent | None = None
-        self._trying = trying
-        self._over = False
-
-    async def begin(self) -> None:
-        """Wait for the first event. Raises what the model raises."""
-        self._first = await anext(self._events, None)
-        self._trying.answered(more=True)
-
-    def __aiter__(self) -> _Watched:
-        return self
-
-    async def __anext__(self) -> ModelResponseStreamEvent:
-        if (first := self._first) is not None:
-            self._first = None
-            return first
-        try:
-            return await anext(self._events)
-        except StopAsyncIteration:
-            self.leave()
-            raise
-        except Exception as error:
-            raise self._broken(error) from error
-
-    def leave(self) -> None:
-        """Take note that nobody reads on."""
-        if not self._over:
-            self._over = True
-            self._trying.ended()
-
-    def _broken(self, error: Exception) -> BrokeOffError:
-        self._over = True
-        failure = self._trying.failed(error, streaming=True)
-        return BrokeOffError(self._trying.member.name, failure, error)

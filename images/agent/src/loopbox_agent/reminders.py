@@ -37,7 +37,8 @@ class TurnFacts:
     total_s: float | None = None  #: that the run was given
     tokens: int = 0  #: spent
     most_tokens: int | None = None
-    calls: Sequence[CallSeen] = ()  #: oldest first
+    calls: Sequence[CallSeen] = ()  #: oldest first; the last ones are enough
+    made: int = 0  #: calls in all, where ``calls`` are not all of them
     most_calls: int | None = None
     notes: Sequence[str] = ()  #: titles of long-term notes that fit this task and were not shown yet
     dropped: int = 0  #: messages that were compressed away since the last turn
@@ -116,7 +117,7 @@ def _budget(facts: TurnFacts, rules: Limits) -> str:
     parts = []
     if facts.most_tokens and facts.tokens >= rules.spent_share * facts.most_tokens:
         parts.append(f"{facts.tokens} of {facts.most_tokens} tokens")
-    made = len(facts.calls)
+    made = max(facts.made, len(facts.calls))
     if facts.most_calls and made >= rules.spent_share * facts.most_calls:
         parts.append(f"{made} of {facts.most_calls} tool calls")
     if not parts:

@@ -49,13 +49,21 @@ class RejectRequest(BaseModel):
 async def list_held(
     request: Request,
     parts: Wired,
-    state: Literal["waiting", "released", "rejected"] | None = "waiting",
+    state: Literal["waiting", "released", "rejected", "all"] = "waiting",
     before: str | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, list[HeldView]]:
     """List what was held back, newest first."""
     _reviewer(request)
-    return {"held": [_view(h) for h in await parts.store.quarantine.recent(state, before=before, limit=limit)]}
+    asked = None if state == "all" else state
+    return {"held": [_view(h) for h in await parts.store.quarantine.recent(asked, before=before, limit=limit)]}
+
+
+@router.get("/agents/quarantine/{held_id}")
+async def show_held(held_id: str, request: Request, parts: Wired) -> HeldView:
+    """Show one."""
+    _reviewer(request)
+    return _view(await parts.store.quarantine.get(held_id))
 
 
 @router.post("/agents/quarantine/{held_id}/release")

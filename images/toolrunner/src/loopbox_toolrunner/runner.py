@@ -124,14 +124,14 @@ class Runner:
         call = self._run(argv, limits, cancel := asyncio.Event(), stdin, pipes)
         return await self._shielded(asyncio.create_task(call, name="call"), cancel, self._places.release)
 
-    async def run_beside(self, argv: Sequence[str], limits: Limits, *, stdin: int) -> Outcome:
-        """Run a command that outlives calls, and so takes no place of theirs. Cancelled, it kills it.
+    async def run_beside(self, argv: Sequence[str], limits: Limits, *, stdin: int, stop: asyncio.Event) -> Outcome:
+        """Run a command that outlives calls, and so takes no place of theirs, until it ends or ``stop`` is set.
 
-        stdin: a handle, closed here once the command has it. Raises RefusedError.
+        stdin: a handle, closed here once the command has it. Returns when nothing of it is left. Raises RefusedError.
         """
         pipes = [Pipe(Capture(self._settings.output_bytes), None) for _ in range(2)]
-        call = self._run(argv, limits, cancel := asyncio.Event(), stdin, pipes)
-        return await self._shielded(asyncio.create_task(call, name="beside"), cancel, lambda: None)
+        call = self._run(argv, limits, stop, stdin, pipes)
+        return await self._shielded(asyncio.create_task(call, name="beside"), stop, lambda: None)
 
     def limits(self, wall_s: float) -> Limits:
         """Return the limits of one call."""
