@@ -105,6 +105,8 @@ def host() -> Iterator[Rig]:
         {"LOOPBOX_SANDBOX__WARM": "3", "LOOPBOX_SANDBOX__MOST": "8", "LOOPBOX_SANDBOX__LEASE_S": "300"}
     ) as rig:
         rig.start()
+        # The control API answers before sandboxes can be lent.
+        wait_for("sandboxes are warm", lambda: rig.status()["sandboxes"]["warm"] == 3)
         yield rig
 
 
