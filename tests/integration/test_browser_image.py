@@ -232,7 +232,7 @@ async def test_dialogs_windows_and_downloads_are_told_of(sandbox: Sandbox) -> No
     loaded = await sandbox.done("browser_click", element="#d")
     notes = [*window["notes"], *loaded["notes"]]  # on a busy machine a window comes later than its click's answer
     assert notes[0].startswith("a new window was opened and closed: file:///workspace/form.html")
-    assert notes[1:] == ["downloaded downloads/x.zip, 3 bytes"]
+    assert notes[1:] == ["downloaded downloads/_x.zip, 3 bytes"]
     assert (await sandbox.done("bash", command="stat -c %s downloads/*"))["stdout"] == "3\n"
     binary = await sandbox.done("browser_navigate", url="data.bin")
     assert binary["notes"] == ["downloaded downloads/data.bin, 5000 bytes"]

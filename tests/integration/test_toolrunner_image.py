@@ -166,7 +166,7 @@ def sandbox(shared: Sandbox) -> Iterator[Sandbox]:
     """The shared one, clean before and held to be clean of processes after."""
     yield shared
     assert shared.alive() == OWN_PROCESSES
-    asyncio.run(shared.bash("rm -rf /workspace/* /tmp/*"))
+    asyncio.run(shared.bash("rm -rf /workspace/* /workspace/.outputs /tmp/*"))
 
 
 @pytest.fixture
