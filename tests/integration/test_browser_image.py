@@ -26,6 +26,7 @@ pytestmark = pytest.mark.docker
 IMAGE: Final = built().browser
 UID: Final = 10003
 READY_S: Final = 20.0
+OWN_PROCESSES: Final = 3  # the init, the server, the zygote
 HEADERS: Final = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}
 
 FORM: Final = """<!doctype html><title>Order</title><h1>An order</h1>
@@ -42,7 +43,8 @@ KILL: Final = """
 import os, signal
 for pid in filter(str.isdecimal, os.listdir("/proc")):
     try:
-        if b"chromium" in open(f"/proc/{pid}/cmdline", "rb").read(): os.kill(int(pid), signal.SIGKILL)
+        if int(pid) != os.getpid() and b"chromium" in open(f"/proc/{pid}/cmdline", "rb").read():
+            os.kill(int(pid), signal.SIGKILL)
     except OSError: pass
 """
 
@@ -199,15 +201,11 @@ async def test_a_picture_is_a_file_and_shown_when_it_is_small(sandbox: Sandbox) 
 
 
 async def test_a_page_that_loops_for_ever_ends_the_browser_and_the_next_call_works(sandbox: Sandbox) -> None:
-    before = sandbox.alive()
-    await sandbox.done("browser_close")
-    idle = sandbox.alive()
-    assert idle <= before
     await sandbox.done("write_file", path="loop.html", content="<button onclick='while(1);'>go</button>")
     await sandbox.done("browser_navigate", url="loop.html")
     said = await sandbox.refused("browser_click", element="button", timeout_s=2)
     assert "did not answer" in said
-    assert sandbox.alive() == idle
+    assert sandbox.alive() == OWN_PROCESSES
     assert "no page is open" in await sandbox.refused("browser_read")
     assert (await sandbox.open("form.html", FORM))["title"] == "Order"
 
@@ -219,7 +217,7 @@ async def test_a_page_that_never_loads_is_told_of(sandbox: Sandbox) -> None:
 
 
 async def test_dialogs_windows_and_downloads_are_told_of(sandbox: Sandbox) -> None:
-    await sandbox.done("bash", command="head -c 5000 /dev/urandom > data.bin")
+    await sandbox.done("bash", command="head -c 5000 /dev/urandom > data.bin; echo form > form.html")
     opened = await sandbox.open(
         "d.html",
         "<title>D</title><script>alert('one'); if (!confirm('two?')) document.title = 'no'</script>"
@@ -230,10 +228,11 @@ async def test_dialogs_windows_and_downloads_are_told_of(sandbox: Sandbox) -> No
     assert opened["title"] == "no"
     assert opened["notes"] == ["the page said: one (dismissed)", "the page asked: two? (dismissed)"]
     window = await sandbox.done("browser_click", element="#w")
-    assert "a new window was opened and closed: file:///workspace/form.html" in window["notes"][0]
     assert window["title"] == "no"
     loaded = await sandbox.done("browser_click", element="#d")
-    assert loaded["notes"] == ["downloaded downloads/x.zip, 3 bytes"]
+    notes = [*window["notes"], *loaded["notes"]]  # on a busy machine a window comes later than its click's answer
+    assert notes[0].startswith("a new window was opened and closed: file:///workspace/form.html")
+    assert notes[1:] == ["downloaded downloads/_x.zip, 3 bytes"]
     assert (await sandbox.done("bash", command="stat -c %s downloads/*"))["stdout"] == "3\n"
     binary = await sandbox.done("browser_navigate", url="data.bin")
     assert binary["notes"] == ["downloaded downloads/data.bin, 5000 bytes"]
@@ -280,8 +279,10 @@ async def test_a_page_cannot_load_what_a_call_cannot(sandbox: Sandbox) -> None:
     assert "file:///etc/passwd was not loaded: only files inside" in notes
     assert "http://example.org/x.png was not loaded: network is not granted" in notes
     went = await sandbox.done("browser_click", element="#l")
-    assert "file:///etc/hostname was not loaded" in "\n".join(went["notes"])
-    assert (await sandbox.done("browser_read"))["text"].strip() in {"l", ""}
+    read = await sandbox.done("browser_read")
+    assert "file:///etc/hostname was not loaded" in "\n".join([*went["notes"], *read["notes"]])
+    name = (await sandbox.done("bash", command="cat /etc/hostname"))["stdout"].strip()
+    assert name not in read["text"]
 
 
 async def test_a_browser_that_is_killed_is_started_anew(sandbox: Sandbox) -> None:
@@ -302,14 +303,12 @@ async def test_a_page_that_eats_memory_ends_and_the_sandbox_lives(sandbox: Sandb
 
 
 async def test_a_client_that_goes_away_ends_a_call_and_its_browser(sandbox: Sandbox) -> None:
-    await sandbox.done("browser_close")
-    idle = sandbox.alive()
     await sandbox.open("loop.html", "<button onclick='document.title = 1; while(1);'>go</button>")
     asked = asyncio.create_task(sandbox.call("browser_click", element="button", timeout_s=60))
     await asyncio.sleep(1)  # no event tells from outside that the page loops
     asked.cancel()
     began = time.monotonic()
-    while await asyncio.to_thread(sandbox.alive) > idle:
+    while await asyncio.to_thread(sandbox.alive) > OWN_PROCESSES:
         assert time.monotonic() - began < 2, "the browser outlived its call by more than 2 s"
         await asyncio.sleep(0.02)
 
@@ -329,7 +328,7 @@ async def test_a_granted_proxy_is_what_the_browser_goes_through(sandbox: Sandbox
     try:
         assert (await sandbox.done("browser_navigate", url="http://example.org/x"))["title"] == "Far"
         assert b"GET http://example.org/x HTTP/1.1" in asked
-        failed = await sandbox.refused("browser_navigate", url="http://localhost:9/y")
+        failed = await sandbox.refused("browser_navigate", url="http://localhost:8123/y")
         assert "ERR_CONNECTION_REFUSED" in failed
         assert not any(b"localhost" in line for line in asked)
         assert "only files inside" in await sandbox.refused("browser_navigate", url="file:///etc/passwd")

@@ -65,10 +65,12 @@ class Browser:
             try:
                 async with asyncio.timeout(seconds):
                     answer = await self._exchange({"do": what, **arguments})
+                    if answer.get("stuck"):
+                        raise TimeoutError  # noqa: TRY301 as if it had not answered at all
             except TimeoutError as error:
                 await self._end()
                 raise ToolError(
-                    f"the page did not answer within {seconds:g} s; the browser was ended and its pages are gone, "
+                    f"the page did not answer in time; the browser was ended and its pages are gone, "
                     f"the workspace is as it was. {OPENS}"
                 ) from error
             except (OSError, ValueError, EOFError) as error:

@@ -33,6 +33,7 @@ MOST_NOTES = 20
 NOTE_CHARS = 300
 SETTLE_S = 0.15  # after a click, for what it starts
 LOAD_S = 5.0
+ANSWER_S = 0.8
 DIALOG_WORDS = {"alert": "said", "confirm": "asked", "prompt": "asked for text", "beforeunload": "asked to stay"}
 
 
@@ -46,6 +47,7 @@ class OneBrowser:
         self._notes: list[str] = []
         self._refused: dict[str, int] = {}  #: addresses not loaded, by where they lead
         self._tasks: set[asyncio.Task[None]] = set()
+        self._until = 0.0  #: when the call should be over; the loop's clock
         self._context: Any = None
         self._page: Any = None
 
@@ -66,12 +68,11 @@ class OneBrowser:
 
     async def do(self, what: str, told: dict[str, Any]) -> dict[str, Any]:
         """Do one thing; return how things are then. Raises Playwright's Error, LookupError, ValueError."""
-        self._notes.clear()
-        self._refused.clear()
         if self._page.is_closed():
             await self._open()
-        ms = told["seconds"] * 1000
-        self._page.set_default_timeout(ms * 0.9)
+        ms = told["seconds"] * 900.0  # the rest is for an answer
+        self._until = asyncio.get_running_loop().time() + ms / 1000
+        self._page.set_default_timeout(ms)
         made: dict[str, Any] = {}
         if what == "navigate":
             made = await self._navigate(told["url"], ms)
@@ -86,6 +87,17 @@ class OneBrowser:
             made = await self._picture(full=told["full_page"])
         return {"url": self._page.url, "title": (await self._page.title())[:300], **made, "notes": self._told()}
 
+    async def answers(self) -> bool:
+        """Tell whether the page does anything any more; one whose script loops does not."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._page.evaluate("1")
+        except TimeoutError:
+            return False
+        except Exception:  # noqa: BLE001 a page that crashed or went elsewhere says so
+            return True
+        return True
+
     def explain(self, error: Exception) -> str:
         """Return what went wrong, as a model can use it."""
         text = str(error).split("\nCall log", 1)[0].removeprefix("Page.").strip()
@@ -99,7 +111,7 @@ class OneBrowser:
 
     async def _navigate(self, url: str, ms: float) -> dict[str, Any]:
         try:
-            answer = await self._page.goto(url, wait_until="domcontentloaded", timeout=ms * 0.9)
+            answer = await self._page.goto(url, wait_until="domcontentloaded", timeout=ms)
         except Exception as error:
             if "Download is starting" not in str(error):
                 raise
@@ -145,9 +157,12 @@ class OneBrowser:
         """Wait for what was started: a page, a window, a download."""
         await asyncio.sleep(SETTLE_S)
         with contextlib.suppress(Exception):  # one that goes on loading can be read all the same
-            await self._page.wait_for_load_state("load", timeout=LOAD_S * 1000)
+            await self._page.wait_for_load_state("load", timeout=self._left() * 1000)
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=LOAD_S)
+            await asyncio.wait(self._tasks, timeout=self._left())
+
+    def _left(self) -> float:
+        return max(0.01, min(LOAD_S, self._until - asyncio.get_running_loop().time()))
 
     async def _judge(self, route: Any) -> None:
         """Let a request go, or not."""
@@ -193,5 +208,9 @@ class OneBrowser:
             self._notes.append(text[:NOTE_CHARS])
 
     def _told(self) -> list[str]:
+        """Return what happened since this was last asked; what comes too late for one call is told by the next."""
         refused = [f"{text} ({count} times)" if count > 1 else text for text, count in self._refused.items()]
-        return [*self._notes, *refused][:MOST_NOTES]
+        told = [*self._notes, *refused][:MOST_NOTES]
+        self._notes.clear()
+        self._refused.clear()
+        return told

@@ -50,7 +50,7 @@ async def _answer(
     try:
         return await browser.do(told.pop("do"), told)
     except error_type as error:
-        return {"error": browser.explain(error)}
+        return {"error": browser.explain(error), "stuck": not await browser.answers()}
     except (LookupError, OSError, ValueError) as error:
         return {"error": str(error)[:500]}
 

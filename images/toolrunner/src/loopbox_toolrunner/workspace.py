@@ -24,6 +24,8 @@ from loopbox_toolrunner.settings import Settings
 
 CHILD = Path(import_child.__file__)
 TYPE = "application/x-tar"
+SLACK = 64 << 20  # beyond the limit, before the connection is cut
+REST_S = 5.0  # for the rest of a body that is not wanted
 
 log = structlog.get_logger("toolrunner.workspace")
 
@@ -80,27 +82,37 @@ class Workspace:
         running = asyncio.create_task(
             self._runner.run(argv, self._bounds.seconds, stdin=theirs.detach()), name="import"
         )
-        feeding = asyncio.create_task(_feed(body, ours), name="feed")
+        feeding = asyncio.create_task(_feed(body, ours, self._bounds.most_bytes), name="feed")
         try:
             await asyncio.wait({running, feeding}, return_when=asyncio.FIRST_COMPLETED)
             if feeding.done():
                 feeding.result()
-            return await running
+            outcome = await running
+            await asyncio.wait({feeding}, timeout=REST_S)
+            return outcome
         finally:
             for task in (feeding, running):
                 task.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
 
 
-async def _feed(body: AsyncIterable[bytes], end: socket.socket) -> None:
+async def _feed(body: AsyncIterable[bytes], end: socket.socket, most: int) -> None:
+    """Pass the body on; what comes when the child wants no more is dropped, so that the client hears the answer."""
     _, writer = await asyncio.open_connection(sock=end)
+    taken = 0
     try:
         async for chunk in body:
-            writer.write(chunk)
-            await writer.drain()
-        writer.write_eof()
+            taken += len(chunk)
+            if taken > most + SLACK:
+                break
+            if not writer.is_closing():
+                writer.write(chunk)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    await writer.drain()
+        if not writer.is_closing():
+            writer.write_eof()
     except (BrokenPipeError, ConnectionResetError):
-        pass  # the child has seen enough; its outcome tells why
+        pass  # between two looks
     finally:
         writer.close()
         with contextlib.suppress(OSError):
