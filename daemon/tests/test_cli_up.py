@@ -148,7 +148,7 @@ class Bench:
 
 
 def checkout(root: Path) -> Path:
-    for name in ("base", "ollama", "gateway", "agent", "toolrunner", "egress"):
+    for name in ("base", "ollama", "gateway", "agent", "toolrunner", "egress", "browser"):
         folder = root / "images" / name
         folder.mkdir(parents=True)
         parent = "" if name in {"base", "ollama"} else "ARG BASE=loopbox/base:dev\n"
@@ -390,7 +390,7 @@ def test_only_missing_images_are_built_parents_first_and_the_set_is_written(benc
     assert load_images(bench.home) == image_set(recipes)
     written = (bench.home / "images.json").stat().st_mtime_ns
     bench.engine.built.clear()
-    assert host_images.ensure_images(bench.host, bench.engine, recipes, bench.say) == "6 images, all there"
+    assert host_images.ensure_images(bench.host, bench.engine, recipes, bench.say) == "7 images, all there"
     assert bench.engine.built == []
     assert (bench.home / "images.json").stat().st_mtime_ns == written
     (bench.host.places.repository / "images" / "agent" / "new").write_text("x")

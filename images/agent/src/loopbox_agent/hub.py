@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
-import anyio
 import structlog
 
+from loopbox_agent.carried_through import carried_through
 from loopbox_agent.errors import AgentError, DeadlineError, body_of
 from loopbox_agent.live_run import Event, LiveRun
 from loopbox_agent.metrics import Metrics
@@ -177,11 +177,10 @@ class Hub:
     @staticmethod
     async def _tell_last(run: LiveRun, recorder: Recorder, ended: Ended, name: str, body: dict[str, Any]) -> None:
         last = Event(len(run.events) + 1, name, body)
-        with anyio.CancelScope(shield=True):
-            try:
-                await recorder.end(ended, last)
-            except AgentError as error:
-                trouble(error, run)
+        try:
+            await carried_through(recorder.end(ended, last))
+        except AgentError as error:
+            trouble(error, run)
         run.tell(name, body)
 
     def _later(self, seconds: float, call: Callable[[], object]) -> None:

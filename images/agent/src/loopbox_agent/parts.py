@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -16,14 +16,16 @@ from starlette.requests import HTTPConnection
 
 from loopbox_agent import delegation
 from loopbox_agent.audit import Audit
+from loopbox_agent.breaker import Breakers
 from loopbox_agent.builtin_tools import Builtins
-from loopbox_agent.engine import Engine, EngineUnavailableError
+from loopbox_agent.engine import Engine, EngineAt, EngineUnavailableError
 from loopbox_agent.hub import Hub
 from loopbox_agent.mcp_servers import McpServers
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.model import OllamaModel, Served
 from loopbox_agent.model_pool import ModelPool
 from loopbox_agent.pool_member import PoolMember, parse_members
+from loopbox_agent.remote_model import open_remotes
 from loopbox_agent.reviews import Reviews
 from loopbox_agent.risk import Risk
 from loopbox_agent.runs import AgentWork, Kit
@@ -56,6 +58,8 @@ class Parts:
     reviews: Reviews
     toolkit: Toolkit
     servers: McpServers
+    pool: ModelPool
+    breakers: Breakers
     started_at: float = field(default_factory=time.monotonic)
     _checked_at: float = float("-inf")
     _reason: str = ""
@@ -84,7 +88,7 @@ Wired = Annotated[Parts, Depends(parts_of)]
 
 
 def native(member: PoolMember, settings: Settings, engine: Engine, meters: Meters) -> Model:
-    """Return the model of a member of the pool."""
+    """Return the model of a native member of the pool."""
     served = Served(model=member.model, num_ctx=settings.num_ctx, max_output_tokens=settings.max_output_tokens)
     return OllamaModel(engine, served, meter=meters.of(member.model))
 
@@ -107,9 +111,21 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         stack.push_async_callback(servers.close)
         toolkit = Toolkit(broker=broker, builtins=Builtins(store, web, [delegation.spec()]), servers=servers)
         meters = Meters()
-        pool = ModelPool(
-            parse_members(settings.models), lambda member: native(member, settings, engine, meters), told=metrics.tried
+        members = parse_members(settings.models)
+        engines = {"": engine}  # by address, so that members share connections
+        for member in members:
+            if member.kind == "native" and member.url is not None and str(member.url) not in engines:
+                at = replace(EngineAt.the_gateway(settings), url=str(member.url), model=member.model)
+                engines[str(member.url)] = made = Engine(at, metrics)
+                stack.push_async_callback(made.close)
+        build = await stack.enter_async_context(
+            open_remotes(
+                members,
+                lambda member: native(member, settings, engines[str(member.url or "")], meters),
+                silence_s=settings.engine_silence_s,
+            )
         )
+        pool = ModelPool(members, build, told=metrics.tried)
         kit = Kit(
             settings, engine, toolkit, metrics, store, audit, Risk(Threats(), store.memories), pool, meters=meters
         )
@@ -119,7 +135,19 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         stack.callback(sending.cancel)
         stack.push_async_callback(hub.close)
         yield Parts(
-            settings, metrics, engine, broker, hub, slots, store, audit, Reviews(store, audit), toolkit, servers
+            settings,
+            metrics,
+            engine,
+            broker,
+            hub,
+            slots,
+            store,
+            audit,
+            Reviews(store, audit),
+            toolkit,
+            servers,
+            pool,
+            kit.breakers,
         )
 
 

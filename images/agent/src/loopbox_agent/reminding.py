@@ -31,7 +31,8 @@ class Reminding:
             turn=self._turn,
             left_s=known,
             total_s=self._total_s,
-            calls=tuple(self.tools.seen) if self.tools else (),
+            calls=self.tools.guard.seen if self.tools else (),
+            made=self.tools.guard.made if self.tools else 0,
             most_calls=self.most_calls if self.tools else None,
         )
         due, self._told = plan_reminders(facts, self._told)

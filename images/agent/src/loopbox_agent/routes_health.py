@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -38,6 +39,13 @@ async def detailed(parts: Wired) -> dict[str, Any]:
         "status": "ok" if not reason and broker else "degraded",
         "engine": {"ready": not reason, "reason": reason},
         "broker": {"ready": broker, "reason": "" if broker else "its socket is not there"},
+        "models": [asdict(member) for member in parts.pool.snapshot()],
+        # Those of users' servers name the user, which is nobody else's business.
+        "tools_left_alone": [
+            asdict(one)
+            for one in parts.breakers.snapshot(time.monotonic())
+            if one.state != "closed" and one.name.count("/") == 1
+        ],
         "running_runs": parts.slots.taken,
         "most_runs": parts.slots.most,
         "uptime_s": round(time.monotonic() - parts.started_at, 1),

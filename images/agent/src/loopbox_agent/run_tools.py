@@ -13,19 +13,15 @@ from pydantic_ai import RunContext
 from pydantic_ai.tools import Tool
 
 from loopbox_agent.audit import Audit
-from loopbox_agent.breaker import Breakers
 from loopbox_agent.call_journal import CallJournal, Repeat, Unknown
 from loopbox_agent.live_run import LiveRun
-from loopbox_agent.loop_watch import call_key
 from loopbox_agent.mask import mask_json
 from loopbox_agent.metrics import Metrics
-from loopbox_agent.reminders import CallSeen
-from loopbox_agent.retry import Retries
 from loopbox_agent.run_records import ToolCallView
 from loopbox_agent.sandbox import Outcome
 from loopbox_agent.seen import Seen
 from loopbox_agent.subagents import Child
-from loopbox_agent.tool_failure import classify_result
+from loopbox_agent.tool_guard import ToolGuard
 from loopbox_agent.tool_spec import ToolSpec
 from loopbox_agent.toolkit import Tools
 
@@ -45,17 +41,16 @@ class RunTools:
     journal: CallJournal
     audit: Audit
     metrics: Metrics
-    retries: Retries
-    breakers: Breakers
+    guard: ToolGuard
     most: int
     made: list[ToolCallView] = field(default_factory=list)
-    seen: list[CallSeen] = field(default_factory=list)  #: for reminders
     child: Child | None = None
 
     def for_child(self, child: Child) -> RunTools:
         """Return the same tools as a sub-agent calls them: in its budget, knowing only the files it saw itself."""
         caller = replace(self.tools.caller, seen=Seen())
-        return replace(self, tools=replace(self.tools, caller=caller), seen=[], child=child)
+        guard = self.guard.for_child(child.spending.deadline)
+        return replace(self, tools=replace(self.tools, caller=caller), guard=guard, child=child)
 
     async def call(self, tool: ToolSpec, call_id: str, arguments: Mapping[str, JsonValue]) -> Outcome:
         """Make a call; what it does to the world is journaled before and after. Raises ToolBrokeError."""
@@ -77,7 +72,6 @@ class RunTools:
             duration_ms=round((time.monotonic() - begun) * 1000),
         )
         self.made.append(view)
-        self._note(tool, arguments, outcome)
         self.metrics.tool_calls.labels(tool=tool.name, outcome="error" if outcome.is_error else "ok").inc()
         self.audit.tell(
             "tool.called",
@@ -92,36 +86,20 @@ class RunTools:
         self.run.tell("tool.finished", {**view.model_dump(mode="json"), **told})
         return outcome
 
-    def _note(self, tool: ToolSpec, arguments: Mapping[str, JsonValue], outcome: Outcome) -> None:
-        failure = classify_result(outcome.text) if outcome.is_error else None
-        category, advice = (failure.category, failure.advice) if failure else ("", "")
-        self.seen.append(CallSeen(tool.name, call_key(tool.name, arguments), category, advice))
-
     async def _journaled(self, tool: ToolSpec, call_id: str, arguments: Mapping[str, JsonValue]) -> Outcome:
+        async def make() -> Outcome:
+            return await self.tools.caller.call(tool, arguments)
+
         if tool.effect == "read":  # it may simply run again
-            return await self.retries.run(lambda: self._guarded(tool, arguments), "read")
+            return await self.guard.call(tool, arguments, make)
         match await self.journal.begin(self.run.id, call_id, tool.name, dict(arguments), "write"):
             case Repeat(result=result, is_error=is_error):
                 known = result if isinstance(result, dict) else {"text": result}
                 return Outcome(str(known.get("text", known)), known, is_error=is_error)
             case Unknown():
                 return Outcome(UNSURE, {"text": UNSURE}, is_error=True)
-        outcome = await self.retries.run(lambda: self._guarded(tool, arguments), "write")
+        outcome = await self.guard.call(tool, arguments, make)
         await self.journal.finish(self.run.id, call_id, {"text": outcome.text}, is_error=outcome.is_error)
-        return outcome
-
-    async def _guarded(self, tool: ToolSpec, arguments: Mapping[str, JsonValue]) -> Outcome:
-        """Make the call unless the tool failed too often just now. Raises BreakerOpenError, ToolBrokeError."""
-        permit = self.breakers.require(f"{tool.source}/{tool.name}", time.monotonic())
-        try:
-            outcome = await self.tools.caller.call(tool, arguments)
-        except Exception:
-            permit.failed(time.monotonic())
-            raise
-        except BaseException:
-            permit.gave_up()
-            raise
-        permit.succeeded(time.monotonic())
         return outcome
 
 

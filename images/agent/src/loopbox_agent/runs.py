@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-import anyio
 from pydantic import JsonValue
 from pydantic_ai import UsageLimits
 from pydantic_ai.messages import (
@@ -24,6 +23,7 @@ from pydantic_ai.messages import (
 from loopbox_agent.audit import Audit, Scalar
 from loopbox_agent.breaker import Breakers
 from loopbox_agent.builtin_tools import Place
+from loopbox_agent.carried_through import carried_through
 from loopbox_agent.context import KeepInContext
 from loopbox_agent.deadline import Deadline
 from loopbox_agent.delegation import NAME as DELEGATE
@@ -50,6 +50,7 @@ from loopbox_agent.structured import Shape, plan_shape
 from loopbox_agent.summarise import summarise_with
 from loopbox_agent.threats import Assessment, Band
 from loopbox_agent.tokens import Meters
+from loopbox_agent.tool_guard import ToolGuard
 from loopbox_agent.tool_offer import ToolForbiddenError
 from loopbox_agent.toolkit import Toolkit, Tools, Wanted
 from loopbox_agent.turn_end import close_turn
@@ -195,8 +196,7 @@ class AgentWork(Work):
             journal=kit.store.calls,
             audit=kit.audit,
             metrics=kit.metrics,
-            retries=Retries(self.deadline),
-            breakers=kit.breakers,
+            guard=ToolGuard(kit.breakers, Retries(self.deadline), scope=self.run.principal.user),
             most=kit.settings.max_tool_calls,
         )
         self.made, delegation.tools = made.made, made
@@ -214,8 +214,7 @@ class AgentWork(Work):
 
         async def keep() -> None:
             if not sandbox.broken and any(call.name not in READERS for call in self.made):
-                with anyio.CancelScope(shield=True):
-                    await sandbox.workspace.export(path, most=self.kit.settings.max_workspace_bytes)
+                await carried_through(sandbox.workspace.export(path, most=self.kit.settings.max_workspace_bytes))
 
         stack.push_async_callback(keep)
 
@@ -223,11 +222,14 @@ class AgentWork(Work):
         """Return the conversation so far, which nobody else adds to until this run's part of it is saved."""
         thread = self.run.thread or ""
         threads = self.kit.store.threads
-        await threads.get(self.run.principal.user, thread)
-        await stack.enter_async_context(
-            threads.lease(thread, self.run.id, self.kit.settings.run_timeout_s + LEASE_SLACK_S)
-        )
-        stack.push_async_callback(self._save_turn, thread)
+
+        async def take() -> None:
+            await threads.get(self.run.principal.user, thread)
+            await threads.acquire(thread, self.run.id, self.kit.settings.run_timeout_s + LEASE_SLACK_S)
+            stack.push_async_callback(lambda: carried_through(threads.release(thread, self.run.id)))
+            stack.push_async_callback(lambda: carried_through(self._save_turn(thread)))
+
+        await carried_through(take())  # whoever cancels at its first moment finds the turn saved, too
         return await threads.history(thread)
 
     async def _save_turn(self, thread: str) -> None:
@@ -236,12 +238,11 @@ class AgentWork(Work):
             self.added, said = self.dialogue.fresh, self.dialogue.said
         added = self.added if self.whole else close_turn(self.added, self.asked.instruction, said)
         kept = masked(added)
-        with anyio.CancelScope(shield=True):
-            tokens = self.usage.input_tokens + self.usage.output_tokens
-            last = await self.kit.store.threads.append(thread, self.run.id, kept, tokens)
-            if self.dialogue is not None and self.dialogue.compacted and self.whole:
-                # The kept messages, too: in the compressed history their token counts are marked as out of date.
-                await self.kit.store.threads.compact(thread, self.run.id, last, masked(self.dialogue.history))
+        tokens = self.usage.input_tokens + self.usage.output_tokens
+        last = await self.kit.store.threads.append(thread, self.run.id, kept, tokens)
+        if self.dialogue is not None and self.dialogue.compacted and self.whole:
+            # The kept messages, too: in the compressed history their token counts are marked as out of date.
+            await self.kit.store.threads.compact(thread, self.run.id, last, masked(self.dialogue.history))
 
     async def _forced(self, choice: ToolChoice, tools: RunTools) -> None:
         tool = next((tool for tool in tools.tools.offer.tools if tool.name == choice.name), None)
