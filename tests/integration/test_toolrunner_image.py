@@ -165,7 +165,7 @@ def sandbox(shared: Sandbox) -> Iterator[Sandbox]:
     """The shared one, clean before and held to be clean of processes after."""
     yield shared
     assert shared.alive() == OWN_PROCESSES
-    asyncio.run(shared.bash("rm -rf /workspace/* /tmp/*"))
+    asyncio.run(shared.bash("find /workspace /tmp -mindepth 1 -delete"))  # kept outputs have names with a dot
 
 
 @pytest.fixture
