@@ -14,6 +14,7 @@ from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # it ships no types
 import pytest
+from pydantic import AnyHttpUrl
 from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 
 from loopbox_agent.call_journal import CallJournal
@@ -23,6 +24,8 @@ from loopbox_agent.memory import Memories
 from loopbox_agent.quarantine import Finding, Quarantine
 from loopbox_agent.records import new_id
 from loopbox_agent.run_log import RunEvent, RunLog
+from loopbox_agent.server_store import McpServer
+from loopbox_agent.server_store_sql import SqlServerStore
 from loopbox_agent.threads import Threads
 
 _START_S = 30.0
@@ -181,3 +184,4 @@ async def _fill(database: Database, user: str, word: str) -> None:
     await memories.remember(user, f"remember the {word}", tags=[word], source=run)
     await knowledge.add(user, f"{word}.md", f"All about {word}. " * 200)
     await quarantine.add(Finding(run_id=run, user=user, kind="input", score=80, findings=[word], text=word))
+    await SqlServerStore(database).put(user, McpServer(name=word, url=AnyHttpUrl(f"http://{word}.example/mcp")))

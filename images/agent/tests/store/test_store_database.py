@@ -262,6 +262,7 @@ def test_a_changed_table_needs_an_upgrade() -> None:
         "passages": "id!,document_id!,position!,start!,text!",
         "quarantine": "id!,user_id!,run_id!,kind!,score!,findings!,text!,state!,created_at!,decided_at,decided_by,"
         "reason",
+        "mcp_servers": "id!,user_id!,name!,body!",
     }
 
 
