@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -79,6 +80,16 @@ def place(workspace: Path) -> Iterator[Path]:
     assert {p.name for p in workspace.parent.iterdir()} == {"secret", "workspace"}
 
 
+def inner(root: Path, name: str) -> bool:
+    """Whether a link leads somewhere inside, be it there or not."""
+    try:
+        (root / name).stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+    return f"{os.path.realpath(root / name)}/".startswith(f"{root}/")
+
+
 names = st.sampled_from(["a", "b", "é", "x y", "-", "\n", "ab" * 60, ".hidden", ".outputs"])
 paths = st.lists(names, min_size=1, max_size=3).map("/".join)
 targets = st.lists(st.sampled_from(["a", "b", "..", ".", "é", "ROOT", "OUT"]), min_size=1, max_size=4).map("/".join)
@@ -114,6 +125,9 @@ def test_what_is_exported_is_imported_the_same(tree: dict[str, bytes | str | Non
         answer = imported(two, tar)
         assert "error" not in answer, answer
         was, now = seen(one), seen(two)
+        assert {k for k, v in was.items() if isinstance(v, str) and inner(one, k)} == {
+            k for k, v in now.items() if isinstance(v, str)
+        }
         assert {k: v for k, v in now.items() if not isinstance(v, str)} == {
             k: v for k, v in was.items() if not isinstance(v, str)
         }
@@ -122,6 +136,32 @@ def test_what_is_exported_is_imported_the_same(tree: dict[str, bytes | str | Non
                 there = os.path.realpath(two / name)
                 assert there == str(two) or there.startswith(f"{two}/")
                 assert os.path.relpath(there, two) == os.path.relpath(os.path.realpath(one / name), one)
+
+
+@pytest.mark.parametrize(
+    ("target", "made"),
+    [
+        ("d/f", "d/f"),
+        ("d/../d/f", "d/../d/f"),
+        ("../workspace/d/f", "d/f"),  # out, and back by a name that another place has not
+        ("d/../../workspace/d/f", "d/f"),
+        ("{root}/d/f", "d/f"),
+        ("through/f", "d/f"),
+        ("gone/workspace/d/f", "d/f"),  # by way of a link that is left out itself
+        ("none/../x", "none/../x"),
+    ],
+)
+def test_a_link_leads_to_the_same_in_another_place(workspace: Path, tmp_path: Path, target: str, made: str) -> None:
+    (workspace / "d").mkdir()
+    (workspace / "d" / "f").write_bytes(b"x")
+    (workspace / "through").symlink_to("d")
+    (workspace / "gone").symlink_to("..")
+    (workspace / "l").symlink_to(target.format(root=workspace))
+    other = tmp_path / "deep" / "er" / "other"
+    other.mkdir(parents=True)
+    assert "error" not in imported(other, exported(workspace))
+    assert str((other / "l").readlink()) == made
+    assert "gone" not in seen(other)
 
 
 def test_names_that_are_no_utf8_go_round(workspace: Path, tmp_path: Path) -> None:
@@ -150,6 +190,7 @@ def test_sockets_pipes_and_outer_links_are_left_out(place: Path) -> None:
     os.mkfifo(place / "pipe")
     (place / "out").symlink_to("../secret")
     (place / "chain").symlink_to("out")
+    (place / "circle").symlink_to("circle/..")
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(place / "s"))
     (place / ".outputs").mkdir()

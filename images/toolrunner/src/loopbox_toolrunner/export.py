@@ -6,6 +6,7 @@ groups zero: the same content gives the same bytes.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
@@ -114,16 +115,32 @@ def _item(base: str, folder: str, name: str) -> Item | None:
 
 
 def inner_target(base: str, path: str) -> str | None:
-    """Return where a link leads, relative to its folder; None when that is outside ``base``."""
+    """Return where a link leads, relative to its folder; None when that is outside ``base``, or in a circle."""
+    try:
+        os.stat(path)  # noqa: PTH116 as above
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
     target = os.readlink(path)  # noqa: PTH115 as above
     real = os.path.realpath(path)
     if real != base and not real.startswith(f"{base}/"):
         return None
-    plain = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120 as above
-    if not target.startswith("/") and (plain == base or plain.startswith(f"{base}/")):
+    folder = os.path.dirname(path)  # noqa: PTH120 as above
+    if _is_plain(base, folder, target):
         return target
-    # An absolute one, or one that goes out and comes back by the workspace's name, is right in this place only.
-    return os.path.relpath(real, os.path.realpath(os.path.dirname(path)))  # noqa: PTH120 as above
+    # Right in this place only: absolute, out and back by the workspace's name, or through a link that may stay behind.
+    return os.path.relpath(real, folder)
+
+
+def _is_plain(base: str, folder: str, target: str) -> bool:
+    """Tell whether a target never leaves the workspace on its way, and its way leads through no other link."""
+    depth = 0 if folder == base else os.path.relpath(folder, base).count("/") + 1
+    for part in target.split("/"):
+        depth += -1 if part == ".." else part not in {"", "."}
+        if depth < 0:
+            return False
+    way = os.path.join(folder, os.path.dirname(target))  # noqa: PTH118, PTH120 as above
+    return not target.startswith("/") and os.path.realpath(way) == os.path.normpath(way)
 
 
 def _entry(root: Path, item: Item) -> Iterator[bytes]:
