@@ -92,7 +92,8 @@ class SandboxRoutes:
         finally:
             self.broker.release_soon(lease.id)
         try:
-            return json_response(ExecResult(**result, sandbox=lease.sandbox))
+            known = {key: value for key, value in result.items() if key in ExecResult.model_fields}
+            return json_response(ExecResult(**known, sandbox=lease.sandbox))
         except (TypeError, ValueError) as error:
             raise ToolCallError(f"the tool runner's result has another form: {str(result)[:200]}") from error
 
