@@ -68,12 +68,13 @@ def rig(outside: str) -> Iterator[Rig]:
     allow = json.dumps(["*", outside])
     with open_rig({"LOOPBOX_SANDBOX__WARM": "1", "LOOPBOX_EGRESS__ALLOW": allow}) as rig:
         rig.start()
+        with lent(rig, "ordinary", hosts=[]):
+            assert "egress" not in rig.containers()  # nobody was granted anything
         yield rig
 
 
 def test_a_grant_reaches_what_was_granted_and_nothing_else(rig: Rig, outside: str) -> None:
     seq = rig.newest_event()
-    assert "egress" not in rig.containers()  # nobody was granted anything
     with lent(rig, "granted", hosts=["*.example.org", outside]) as session:
         address, port = outside.split(":")
         other = f"{address}:{int(port) - 1}"
