@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
 
 from loopbox_agent.errors import AgentError
 from loopbox_agent.sandbox import Outcome
 from loopbox_agent.store import Store
 from loopbox_agent.tool_spec import Effect, ToolSpec
+from loopbox_agent.transcript import tell
 from loopbox_agent.web_search import NAME as WEB_SEARCH
 from loopbox_agent.web_search import WebSearch
 
@@ -125,7 +125,8 @@ class Builtins:
         if place.thread is None:
             return "this run has no conversation that could have been compressed"
         found = await self._store.threads.dropped(place.thread, asked.query or None, asked.limit)
-        return "\n".join(f"[{stored.seq}] {told(stored.message)}" for stored in reversed(found)) or "nothing fits"
+        words = [tell(stored.message, stored.seq, longest=MOST_SHOWN) for stored in reversed(found)]
+        return "\n".join(filter(None, words)) or "nothing fits"
 
     async def note(self, place: Place, asked: _Note) -> str:
         """Keep a note: for this conversation, else for this run."""
@@ -138,17 +139,6 @@ class Builtins:
         kept = self._store.memories.session if place.thread else self._store.memories.working
         found = await kept.all(place.thread or place.run)
         return "\n".join(f"{name}: {text}" for name, text in found.items() if name[0] != "_") or "there is no note"
-
-
-def told(message: ModelMessage) -> str:
-    """Return a message as text for a model."""
-    [body] = ModelMessagesTypeAdapter.dump_python([message], mode="json")
-    pieces = []
-    for part in body["parts"]:
-        content = part.get("content") or part.get("args") or ""
-        name = f" {part['tool_name']}" if part.get("tool_name") else ""
-        pieces.append(f"{part['part_kind']}{name}: {content if isinstance(content, str) else str(content)}")
-    return "; ".join(pieces)[:MOST_SHOWN]
 
 
 def _tool(

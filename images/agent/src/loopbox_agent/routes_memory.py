@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from loopbox_agent.bodies import parse, read_bytes, schema_of
 from loopbox_agent.knowledge import SHARED, Document, Passage
 from loopbox_agent.memory import Memory
-from loopbox_agent.parts import Parts, Wired
+from loopbox_agent.parts import Wired
 from loopbox_agent.principal import Principal, Role, principal_of
 
 router = APIRouter(tags=["memory"])
@@ -112,7 +112,7 @@ async def search_documents(
 async def add_document(name: str, request: Request, parts: Wired, *, shared: bool = False) -> DocumentView:
     """Add a text (UTF-8, the whole body), in the place of the one of that name. Shared ones take an operator."""
     owner = _owner(request, shared=shared)
-    body = await read_bytes(request, most=_most_document(parts), within_s=parts.settings.send_timeout_s)
+    body = await read_bytes(request, most=parts.settings.max_body_bytes, within_s=parts.settings.send_timeout_s)
     return _document(await parts.store.knowledge.add(owner, name, body.decode(errors="replace")))
 
 
@@ -121,10 +121,6 @@ async def delete_document(name: str, request: Request, parts: Wired, *, shared: 
     """Delete one."""
     await parts.store.knowledge.delete(_owner(request, shared=shared), name)
     return Response(status_code=204)
-
-
-def _most_document(parts: Parts) -> int:
-    return parts.settings.max_body_bytes
 
 
 def _writer(request: Request) -> Principal:

@@ -22,7 +22,6 @@ router = APIRouter(tags=["threads"])
 
 Limit = Annotated[int, Query(ge=1, le=200)]
 IMPORT_S = 120.0  # for a client to send its files
-ThreadPath = Annotated[str, Field(pattern=r"^thread_[0-9a-f]{16}$")]
 
 
 class ThreadRequest(BaseModel):

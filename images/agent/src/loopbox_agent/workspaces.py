@@ -34,15 +34,11 @@ def _save(path: Path, body: bytes) -> None:
             archive.next()
     except (tarfile.TarError, EOFError) as error:
         raise NoArchiveError(f"This is no plain tar archive ({error}); the files that were there stay.") from error
-    replace(path, lambda draft: draft.write_bytes(body))
-
-
-def replace(path: Path, write: object) -> None:
-    """Write a file that appears whole under its name, or not at all."""
     draft = path.with_suffix(".new")
     try:
-        write(draft)  # type: ignore[operator]
-        with draft.open("rb") as file:
+        with draft.open("wb") as file:
+            file.write(body)
+            file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
     finally:
