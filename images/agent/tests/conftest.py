@@ -47,7 +47,8 @@ class Script:
 
     lines: tuple[Line | bytes, ...] = ()
     status: int = 200
-    hold: bool = False  #: say nothing after the lines until the client leaves
+    hold: bool = False  #: say nothing after the lines until the client leaves, or the engine is let go on
+    rest: tuple[Line, ...] = ()  #: said then
     cut: bool = False  #: break the connection off after the lines
 
 
@@ -67,6 +68,7 @@ class StubEngine:
     probes: int = 0
     counts: bool = False  #: say how long the prompt was, at four characters a token, instead of what the script says
     holding: asyncio.Event = field(default_factory=asyncio.Event)
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)  #: a client went away from a held answer
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -84,9 +86,12 @@ class StubEngine:
         if script.hold:
             self.holding.set()
             try:
-                await asyncio.Event().wait()
-            finally:
+                await self.go_on.wait()
+            except asyncio.CancelledError:
                 self.left.set()
+                raise
+            for line in script.rest:
+                await response.write(json.dumps(line).encode() + b"\n")
         return response
 
     async def tags(self, _: web.Request) -> web.Response:

@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic_ai import Agent
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
-from pydantic_ai.tools import Tool
 
-from loopbox_agent.arguments import ArgumentsInvalidError, FitArguments, fit_arguments, read_json, repair_json
+from loopbox_agent.arguments import ArgumentsInvalidError, fit_arguments, read_json, repair_json
 from loopbox_agent.schemas import SchemaUnfitError, Validators, check_schema
 
 SCHEMA: dict[str, Any] = {  # Any: JSON
@@ -140,44 +136,3 @@ def test_compiled_schemas_are_few() -> None:
     for number in range(20):
         assert validators.problem({"const": number}, number) is None
     assert len(validators) == 4
-
-
-class Calls:
-    """A model that gives these arguments, one after the other, and then says done."""
-
-    def __init__(self, *given_arguments: Any) -> None:  # Any: JSON
-        self.left = list(given_arguments)
-        self.seen: list[list[ModelMessage]] = []
-
-    def __call__(self, messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
-        self.seen.append(messages)
-        if self.left:
-            return ModelResponse(parts=[ToolCallPart("edit", self.left.pop(0))])
-        return ModelResponse(parts=[TextPart("done")])
-
-
-def agent_of(calls: Calls, made: list[Any]) -> Agent[None, str]:  # Any: JSON
-    async def edit(**arguments: Any) -> str:  # Any: JSON
-        made.append(arguments)
-        return "ok"
-
-    tool = Tool[None].from_schema(edit, name="edit", description="Edit.", json_schema=SCHEMA)
-    return Agent(FunctionModel(calls), tools=[tool], retries=2, capabilities=[FitArguments()])
-
-
-async def test_wrong_arguments_are_told_once_then_end_the_run() -> None:
-    made: list[Any] = []  # Any: JSON
-    calls = Calls({"line": "x"}, "{'path': 'a', 'line': '3'")
-    result = await agent_of(calls, made).run("Go")
-    assert (result.output, made) == ("done", [{"path": "a", "line": 3}])
-    told = [
-        part for message in result.all_messages() for part in message.parts if getattr(part, "outcome", "") == "retried"
-    ]
-    assert len(told) == 1
-    assert "line" in str(told[0])
-    made_calls = [part for message in result.all_messages() for part in message.parts if isinstance(part, ToolCallPart)]
-    assert made_calls[-1].args == {"path": "a", "line": 3}
-
-    with pytest.raises(ArgumentsInvalidError):
-        await agent_of(Calls({"line": 1}, "rubbish", {"path": "a"}), made).run("Go")
-    assert len(made) == 1

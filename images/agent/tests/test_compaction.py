@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images.agent.tests.histories import conversation, truth
+from images.agent.tests.talking import Made, Speaking, dialogue, saying
 from pydantic import JsonValue
-from pydantic_ai import Agent
 from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
@@ -24,7 +24,6 @@ from pydantic_ai.messages import (
     UserPromptPart,
     repair_messages,
 )
-from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
 from loopbox_agent.compaction import GROWTH, TRIGGER, CompactionPlan, plan
@@ -33,6 +32,7 @@ from loopbox_agent.extract import extract, open_items_of
 from loopbox_agent.segments import MAX_CHARS, TITLES, Segments, merge_segments, parse_segments, shorten
 from loopbox_agent.summarise import Compacted, compact
 from loopbox_agent.tokens import ContextFullError, Meter
+from loopbox_agent.tool_spec import ToolSpec
 from loopbox_agent.transcript import read_back
 
 LIMIT = 3000
@@ -331,41 +331,36 @@ async def test_a_run_is_kept_inside_its_context() -> None:
     """The loop as it is wired: tools answer at length, the model's prompt never passes the limit."""
     meter, seen, told = Meter(), [], []
 
-    def model(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
+    def model(messages: Sequence[ModelMessage]) -> ModelResponse:
         seen.append(truth(messages) + 8)
         usage = RequestUsage(input_tokens=seen[-1], output_tokens=20)
         if len(seen) > 40:
             return ModelResponse(parts=[TextPart("done")], usage=usage)
         return ModelResponse(parts=[TextPart("I fixed one."), ToolCallPart("look", {"n": len(seen)})], usage=usage)
 
-    async def on_compacted(compacted: Compacted) -> None:
-        told.append(compacted)
-
-    keep = KeepInContext(meter=meter, num_ctx=2048, reserve=512, on_compacted=on_compacted)
-    agent = Agent(FunctionModel(model), instructions="Be kind.", capabilities=[keep])
-
-    @agent.tool_plain
-    def look(n: int) -> str:
-        return f"line {n}\n" * 40
-
-    result = await agent.run("Look forty times.\n- [ ] tell the sum")
-    assert result.output == "done"
+    made = Made(lambda _name, arguments: f"line {arguments['n']}\n" * 40)
+    keep = KeepInContext(meter=meter, num_ctx=2048, reserve=512)
+    look = ToolSpec("look", "", {"type": "object"})
+    talk = dialogue(
+        Speaking(model), made, [look], instructions="Be kind.", keeping=keep, tell=lambda name, _: told.append(name)
+    )
+    assert await talk.go("Look forty times.\n- [ ] tell the sum") == "done"
     assert max(seen) <= 2048 - 512
-    assert 3 <= len(told) <= 20
-    last = text_of(result.all_messages())
+    assert 3 <= told.count("context.compressed") <= 20
+    last = text_of(talk.history)
     assert "Look forty times." in last
-    assert told[-1].segments.open_items == ("tell the sum",)
-    check_valid(result.all_messages())
+    assert "tell the sum" in last
+    assert talk.compacted
+    check_valid(talk.history)
+    check_valid(talk.fresh)  # whoever keeps the thread keeps the originals
+    assert len(talk.fresh) == 2 * len(seen)
 
 
 async def test_a_run_is_refused_only_when_it_surely_does_not_fit() -> None:
     keep = KeepInContext(meter=Meter(), num_ctx=600, reserve=100)
-    agent = Agent(FunctionModel(lambda _messages, _info: ModelResponse(parts=[TextPart("ok")])), capabilities=[keep])
-    assert (await agent.run("word " * 380)).output == "ok"  # over by the estimate alone
+    assert await dialogue(saying("ok"), keeping=keep).go("word " * 380) == "ok"  # over by the estimate alone
     with pytest.raises(ContextFullError):
-        await agent.run("word " * 4000)
+        await dialogue(saying("ok"), keeping=keep).go("word " * 4000)
+    nothing_left = KeepInContext(meter=Meter(), num_ctx=100, reserve=100)
     with pytest.raises(ContextFullError, match="max_output_tokens"):
-        await Agent(
-            FunctionModel(lambda _m, _i: ModelResponse(parts=[])),
-            capabilities=[KeepInContext(meter=Meter(), num_ctx=100, reserve=100)],
-        ).run("Hi")
+        await dialogue(saying("ok"), keeping=nothing_left).go("Hi")

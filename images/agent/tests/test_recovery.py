@@ -13,16 +13,15 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx2
 import pytest
 import structlog
 from aiohttp import web
 from images.agent.tests.conftest import answering, calls, done, piece
-from pydantic_ai import Agent
-from pydantic_ai.messages import ModelMessage
+from images.agent.tests.talking import Made, dialogue
 from pydantic_ai.models import Model
-from pydantic_ai.tools import Tool
 
 from loopbox_agent.classify import classify
 from loopbox_agent.deadline import Deadline
@@ -32,7 +31,7 @@ from loopbox_agent.model import OllamaModel, Served
 from loopbox_agent.model_pool import BrokeOffError, ModelPool
 from loopbox_agent.pool_member import PoolMember
 from loopbox_agent.retry import Backoff, Retries
-from loopbox_agent.turn_restart import before_break
+from loopbox_agent.tool_spec import ToolSpec
 
 SEED = 20_261_121
 RUNS = 200
@@ -157,38 +156,17 @@ async def staged() -> AsyncIterator[Stage]:
 Look = Callable[[], Awaitable[str]]
 
 
-async def turns(model: Model, look: Look, history: list[ModelMessage] | None = None) -> str:
-    """One run's loop, as the service's: every model call streamed. On a break, ``history`` holds what to go on from."""
-
-    async def tool(what: str) -> str:
-        del what
-        return await look()
-
-    agent = Agent(model, tools=[Tool(tool, name="lookup", takes_ctx=False)])
-    async with agent.iter(None if history else "What is it?", message_history=history or None) as run:
-        try:
-            async for node in run:
-                if Agent.is_model_request_node(node):
-                    async with node.stream(run.ctx) as events:
-                        async for _ in events:
-                            pass
-        except BrokeOffError:
-            if history is not None:
-                history[:] = before_break(run.all_messages())
-            raise
-    assert run.result is not None
-    return str(run.result.output)
+async def turns(model: Model, look: Look, **more: Any) -> str:
+    """One run's loop, as the service's. Any: fields of the dialogue."""
+    lookup = ToolSpec("lookup", "Look it up.", {"type": "object", "properties": {"what": {"type": "string"}}})
+    return await dialogue(model, Made(lambda _name, _arguments: look()), [lookup], **more).go("What is it?")
 
 
 async def resilient(stage: Stage, pool: ModelPool) -> str:
     deadline = Deadline.after(RUN_S)
-    model = pool.for_run(deadline, backoff=BACKOFF)
     reads = Retries(deadline, BACKOFF)
-    history: list[ModelMessage] = []
-    for _ in range(RESTARTS):
-        with contextlib.suppress(BrokeOffError):
-            return await turns(model, lambda: reads.run(stage.look, "read"), history)
-    return await turns(model, lambda: reads.run(stage.look, "read"), history)
+    model = pool.for_run(deadline, backoff=BACKOFF)
+    return await turns(model, lambda: reads.run(stage.look, "read"), broken=(BrokeOffError,))
 
 
 async def shares(one: Callable[[Stage], Callable[[], Awaitable[str]]]) -> tuple[set[int], Counter[str], Stage]:

@@ -1,16 +1,14 @@
-"""The way from an offer to a pydantic-ai agent and its parallel calls, with tools made for one run."""
+"""The way from an offer to an answer's parallel calls, with tools made for one run."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
-from pydantic_ai import Agent, RunContext
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
-from pydantic_ai.tools import Tool as OfferedTool
+from pydantic_ai.messages import ToolCallPart
 
 from loopbox_agent.principal import Role
 from loopbox_agent.sandbox import Outcome
@@ -19,17 +17,20 @@ from loopbox_agent.tool_offer import Asking, Bounds, RoleTable, for_run
 from loopbox_agent.tool_registry import Source, merge
 from loopbox_agent.tool_schedule import Schedule
 from loopbox_agent.tool_spec import Kind, ToolSpec
+from loopbox_agent.turn_calls import TurnCalls
 
 SCHEMA: Mapping[str, JsonValue] = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
-def offered(caller: Caller, tool: ToolSpec) -> OfferedTool[None]:
-    async def call(_: RunContext[None], **arguments: Any) -> str:  # Any: JSON by the tool's own schema
-        return (await caller.call(tool, arguments)).text
+@dataclass
+class Through:
+    """Makes calls by a caller, as a run's tools do."""
 
-    return OfferedTool.from_schema(
-        call, name=tool.name, description=tool.description, json_schema=dict(tool.schema), takes_ctx=True
-    )
+    caller: Caller
+
+    async def call(self, tool: ToolSpec, call_id: str, arguments: Mapping[str, JsonValue]) -> Outcome:
+        del call_id
+        return await self.caller.call(tool, arguments)
 
 
 def spec(name: str, source: str = "builtin", **more: Any) -> ToolSpec:  # Any: fields
@@ -68,16 +69,10 @@ async def test_tools_of_a_run_are_called_at_once_and_answered_in_order() -> None
     offer = for_run(registry, Asking(names=("look", "mail__look"), role=Role.ADMIN), RoleTable(), Bounds())
     caller = Caller(schedule=Schedule(), builtins={"look": look}, server=server, keep=keep)
 
-    def model(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        assert {tool.name for tool in info.function_tools} == {"look", "mail__look"}
-        if len(messages) > 1:
-            return ModelResponse([TextPart("done")])
-        names = ("mail__look", "look", "look", "mail__look")
-        return ModelResponse([ToolCallPart(name, {"n": n}) for n, name in enumerate(names)])
-
-    agent = Agent(FunctionModel(model), tools=[offered(caller, tool) for tool in offer.tools])
-    result = await asyncio.wait_for(agent.run("go"), 10)
-    told = [str(part.content) for m in result.all_messages() for part in m.parts if isinstance(part, ToolReturnPart)]
+    names = ("mail__look", "look", "look", "mail__look")
+    asked = [ToolCallPart(name, {"n": n}) for n, name in enumerate(names)]
+    returned = await asyncio.wait_for(TurnCalls(Through(caller), offer.tools).make(asked), 10)
+    told = [str(part.content) for part in returned]
     assert told[1:3] == ["saw 1", "saw 2"]
     assert order == [("look", 0), ("look", 3)]  # a server's changing calls: in order, by its own name of the tool
     assert "the whole output is kept: output 1" in told[0]

@@ -10,6 +10,7 @@ from typing import Final
 
 from pydantic import JsonValue
 from pydantic_ai._parts_manager import ModelResponsePartsManager
+from pydantic_ai._special_tokens import restore_special_tokens_in_stream
 from pydantic_ai.messages import ModelResponseStreamEvent
 from pydantic_ai.models import StreamedResponse
 from pydantic_ai.usage import RequestUsage
@@ -96,6 +97,14 @@ class OllamaResponse(StreamedResponse):
     counted: Counted = field(kw_only=True)
     begun_at: datetime = field(default_factory=lambda: datetime.now(UTC), kw_only=True)
 
+    def __aiter__(self) -> AsyncIterator[ModelResponseStreamEvent]:
+        """Yield the answer's events, without those that the framework adds for its own graph."""
+        if self._event_iterator is None:
+            self._event_iterator = restore_special_tokens_in_stream(
+                self._get_event_iterator(), self._parts_manager.special_token_restorer
+            )
+        return self._event_iterator
+
     async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:
         async for chunk in self.chunks:
             for event in self.answer.feed(chunk.message, self._parts_manager):
@@ -108,6 +117,7 @@ class OllamaResponse(StreamedResponse):
                     "length" if chunk.done_reason == "length" else "tool_call" if self.answer.called else "stop"
                 )
                 self.counted(chunk.prompt_eval_count, chunk.eval_count)
+        self._finished = True
 
     @property
     def model_name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -67,6 +68,10 @@ def main() -> None:
     """Serve; what the image starts."""
     settings = Settings()
     configure_logs(settings.log_level)
+    # What was imported stays for good: looking through it again and again took a tenth of a run's time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
     uvicorn.run(
         build_app(settings),
         host=settings.host,

@@ -7,15 +7,10 @@ word about what does not fit, then an error.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from json_repair import loads as mend
 from pydantic import JsonValue
-from pydantic_ai import ModelRetry, RunContext
-from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.messages import ToolCallPart
-from pydantic_ai.tools import ToolDefinition
 from pydantic_core import from_json
 
 from loopbox_agent.errors import AgentError
@@ -140,34 +135,3 @@ def _typed(schema: dict[str, JsonValue], wanted: str, value: str, depth: int) ->
             return value if read is None else _mended(schema, read, depth + 1)
         case _:
             return value
-
-
-@dataclass
-class FitArguments(AbstractCapability[Any]):  # Any: it needs nothing of a run's dependencies
-    """Reads, mends and checks the arguments of every function tool before it is called.
-
-    The first call that does not fit is told to the model, which may try again; the next ends the run with
-    ArgumentsInvalidError. What was mended is kept in the history, so that the engine gets an object back.
-    """
-
-    tries: int = 2  #: calls of one tool in a row that may be wrong, the last ends the run
-
-    async def before_tool_validate(
-        self,
-        ctx: RunContext[Any],  # Any: as above
-        *,
-        call: ToolCallPart,
-        tool_def: ToolDefinition,
-        args: str | dict[str, Any],  # Any: JSON
-    ) -> str | dict[str, Any]:
-        """Return the arguments as the tool's schema wants them."""
-        if tool_def.kind == "output":
-            return args
-        try:
-            fitted = fit_arguments(call.tool_name, tool_def.parameters_json_schema, args)
-        except ArgumentsInvalidError as error:
-            if ctx.retry + 1 >= self.tries:
-                raise
-            raise ModelRetry(f"{error} Call {call.tool_name} again with arguments that fit its schema.") from error
-        call.args = fitted
-        return fitted

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
-from pydantic_ai import RunContext
-from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import ModelMessage
-from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.tools import ToolDefinition
 
 from loopbox_agent.compaction import CompactionPlan, plan
@@ -21,14 +17,8 @@ log = structlog.get_logger("agent.context")
 
 
 @dataclass
-class KeepInContext(AbstractCapability[Any]):  # Any: it needs nothing of a run's dependencies
-    """Compresses the history of a run before the request that would fill the context.
-
-    A capability for ``Agent(capabilities=[…])``, or by itself through ``compress`` for who drives the loop.
-
-    The compressed history takes the place of the run's own, so that later requests, and the messages that the run
-    gives back, are the short ones; whoever stores a thread appends the originals as they come.
-    """
+class KeepInContext:
+    """Compresses the history of a run before the request that would fill the context."""
 
     meter: Meter
     num_ctx: int  #: tokens
@@ -37,25 +27,12 @@ class KeepInContext(AbstractCapability[Any]):  # Any: it needs nothing of a run'
     keep_turns: int = 3
     timeout_s: float = TIMEOUT_S
     open_items: Callable[[], Sequence[str]] | None = None  #: where the caller keeps a list of what is owed
-    on_compacted: Callable[[Compacted], Awaitable[None]] | None = None
 
-    async def before_model_request(
-        self,
-        ctx: RunContext[Any],  # Any: as above
-        request_context: ModelRequestContext,
-    ) -> ModelRequestContext:
-        """Return the request with a history that fits. Raises ContextFullError when none can be made."""
-        asked = request_context.model_request_parameters
-        tools = [*asked.function_tools, *asked.output_tools]
-        if (shorter := await self.compress(request_context.messages, tools)) is not None:
-            request_context.messages = shorter
-            ctx.messages[:] = shorter
-        return request_context
+    async def shorten(self, messages: Sequence[ModelMessage], tools: Sequence[ToolDefinition] = ()) -> Compacted | None:
+        """Return a shorter history for the next request, None where it fits. Raises ContextFullError.
 
-    async def compress(
-        self, messages: Sequence[ModelMessage], tools: Sequence[ToolDefinition] = ()
-    ) -> list[ModelMessage] | None:
-        """Return a shorter history for the next request, None where it fits. Raises ContextFullError."""
+        Later requests go on from the short one; whoever stores a thread appends the originals as they come.
+        """
         if (planned := self.plan(messages, tools)) is None:
             return None
         compacted = await compact(planned, self.summarise, timeout_s=self.timeout_s)
@@ -67,9 +44,7 @@ class KeepInContext(AbstractCapability[Any]):  # Any: it needs nothing of a run'
             last=compacted.last,
             by=compacted.by,
         )
-        if self.on_compacted is not None:
-            await self.on_compacted(compacted)
-        return list(compacted.history)
+        return compacted
 
     def plan(self, messages: Sequence[ModelMessage], tools: Sequence[ToolDefinition]) -> CompactionPlan | None:
         """Return how to compress before the next request, None for not at all. Raises ContextFullError."""

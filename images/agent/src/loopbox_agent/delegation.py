@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from pydantic_ai import UsageLimits
 from pydantic_ai.models import Model
 
 from loopbox_agent.budget import Budget, Spending
@@ -19,10 +18,11 @@ from loopbox_agent.dialogue import Dialogue
 from loopbox_agent.live_run import LiveRun
 from loopbox_agent.model import OllamaSettings
 from loopbox_agent.model_pool import BrokeOffError, ModelPool
-from loopbox_agent.run_tools import RunTools, offered
+from loopbox_agent.run_tools import RunTools
 from loopbox_agent.sandbox import Outcome
 from loopbox_agent.subagents import Child, ChildOrder, Children
 from loopbox_agent.tool_spec import ToolSpec
+from loopbox_agent.turn_calls import TurnCalls
 
 NAME: Final = "delegate"
 TOKENS: Final = 20_000  # of one child, where the model names none
@@ -115,10 +115,10 @@ class Delegation:
         dialogue = Dialogue(
             model=model,
             settings=self.settings,
-            limits=UsageLimits(request_limit=TURNS),
+            most_turns=TURNS,
             tell=lambda name, body: None if name == "text.delta" else self._tell(child, name, body),
             instructions=RULES,
-            tools=[offered(tools, tool) for tool in known if tool.name in child.tools] if tools else (),
+            tools=TurnCalls(tools, [tool for tool in known if tool.name in child.tools]),
             broken=(BrokeOffError,),
             spent=child.spending.charge_tokens,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import anyio
@@ -18,7 +18,7 @@ KEEPALIVE_S = 15.0
 
 log = structlog.get_logger("agent.events")
 
-Following = AbstractAsyncContextManager[AsyncIterator[Event]]
+Following = AbstractAsyncContextManager[AsyncIterator[Sequence[Event]]]
 
 
 class EventStream(StreamingResponse):
@@ -53,7 +53,7 @@ async def gone(request: Request) -> None:
 
 async def _frames(request: Request, following: Following) -> AsyncGenerator[bytes]:
     leaving = asyncio.create_task(gone(request), name="client-leaving")
-    step: asyncio.Task[Event | None] | None = None
+    step: asyncio.Task[Sequence[Event] | None] | None = None
     try:
         async with following as events:
             try:
@@ -66,10 +66,10 @@ async def _frames(request: Request, following: Following) -> AsyncGenerator[byte
                     if not step.done():
                         yield b": still running\n\n"
                         continue
-                    event, step = step.result(), None
-                    if event is None:
+                    events_told, step = step.result(), None
+                    if events_told is None:
                         return
-                    yield event.frame()
+                    yield b"".join(event.frame() for event in events_told)
             finally:
                 if step is not None:
                     await _drop(step)
@@ -77,11 +77,11 @@ async def _frames(request: Request, following: Following) -> AsyncGenerator[byte
         leaving.cancel()
 
 
-async def _next(events: AsyncIterator[Event]) -> Event | None:
+async def _next(events: AsyncIterator[Sequence[Event]]) -> Sequence[Event] | None:
     return await anext(events, None)
 
 
-async def _drop(step: asyncio.Task[Event | None]) -> None:
+async def _drop(step: asyncio.Task[Sequence[Event] | None]) -> None:
     step.cancel()
     with anyio.CancelScope(shield=True):  # the server's own scope cancels again at every wait
         await asyncio.wait({step})

@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
@@ -106,13 +106,15 @@ class Hub:
         return [run for run in self._runs.values() if principal.may_see(run.principal.user)]
 
     @asynccontextmanager
-    async def attached(self, run: LiveRun, *, after: int = 0) -> AsyncIterator[AsyncIterator[Event]]:
+    async def attached(self, run: LiveRun, *, after: int = 0) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
         """Follow a run; when its last follower leaves and none comes within its grace, the run is cancelled."""
+        run.followers += 1
         events = run.follow(after)
         try:
             yield events
         finally:
             await events.aclose()  # type: ignore[attr-defined]  # it is a generator
+            run.followers -= 1
             if not run.ended and not run.followers and math.isfinite(run.grace_s):
                 self._later(run.grace_s, lambda: None if run.followers else run.cancel("its client went away"))
 
@@ -176,6 +178,7 @@ class Hub:
 
     @staticmethod
     async def _tell_last(run: LiveRun, recorder: Recorder, ended: Ended, name: str, body: dict[str, Any]) -> None:
+        run.deaf = True  # nothing comes before the last event once that is numbered
         last = Event(len(run.events) + 1, name, body)
         try:
             await carried_through(recorder.end(ended, last))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from loopbox_agent.errors import AgentError
 from loopbox_agent.principal import Principal
 
 MOST_EVENT_BYTES = 16 << 20  # of one run, kept in memory so that a client can come back
+MOST_TOGETHER = 64  # events handed to a follower at once, who may be slow in taking them
 MOST_STEERS = 16  # waiting to be read by the model
 
 ENDINGS = frozenset({"run.completed", "run.failed", "run.cancelled", "run.held"})
@@ -75,6 +76,7 @@ class LiveRun:
     error: BaseException | None = None  #: what it failed of
     task: asyncio.Task[None] | None = None
     listener: Callable[[str], object] | None = None  #: takes messages into the run while the model works
+    deaf: bool = False  #: its model has given its answer; no message would be read any more
     _bytes: int = 0
     _changed: list[asyncio.Event] = field(default_factory=list)
 
@@ -95,29 +97,26 @@ class LiveRun:
         for changed in self._changed:
             changed.set()
 
-    async def follow(self, after: int = 0) -> AsyncIterator[Event]:
-        """Yield the events after a number, those of the past at once, until the run has ended."""
+    async def follow(self, after: int = 0) -> AsyncIterator[Sequence[Event]]:
+        """Yield the events after a number, as many together as there are (64 at most), until the run has ended."""
         changed = asyncio.Event()
         self._changed.append(changed)
-        self.followers += 1
         try:
             while True:
                 changed.clear()
-                while after < len(self.events):
-                    event = self.events[after]
-                    after += 1
-                    yield event
+                while told := self.events[after : after + MOST_TOGETHER]:
+                    after += len(told)
+                    yield told
                 if self.ended:
                     return
                 await changed.wait()
         finally:
             self._changed.remove(changed)
-            self.followers -= 1
 
     def steer(self, text: str) -> None:
         """Put a message into the run: the model reads it before its next turn. Raises RunEndedError."""
-        if self.ended:
-            raise RunEndedError(f"{self.id} has ended; nothing was told to it. Start a run in its thread instead.")
+        if self.ended or self.deaf:
+            raise RunEndedError(f"{self.id} has its answer; nothing was told to it. Start a run in its thread instead.")
         if len(self.steers) >= MOST_STEERS:
             raise TooManySteersError("The model has not read the messages before this one yet; wait for its next turn.")
         self.tell("run.steered", {"text": text})
@@ -127,8 +126,9 @@ class LiveRun:
             self.steers.append(text)
 
     def listen(self, listener: Callable[[str], object] | None) -> None:
-        """Have messages into the run given to ``listener``, those that waited first; None: let them wait."""
+        """Have messages into the run given to ``listener``, those that waited first; None: take no more of them."""
         self.listener = listener
+        self.deaf = listener is None
         while listener is not None and self.steers:
             listener(self.steers.pop(0))
 

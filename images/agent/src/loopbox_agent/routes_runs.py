@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -88,9 +88,9 @@ async def cancel_run(run_id: str, request: Request, parts: Wired) -> Response:
     principal.require(Role.USER)
     run = parts.hub.get(run_id, principal)
     run.cancel(f"{principal.user} asked for it")
-    async for event in run.follow(len(run.events) - 1):
-        last = event
-    return JSONResponse(last.body)
+    if run.task is not None:
+        await asyncio.wait({run.task})
+    return JSONResponse(run.events[-1].body)
 
 
 @router.post("/agents/runs/{run_id}/steer", status_code=202, openapi_extra=schema_of(SteerRequest))
@@ -111,23 +111,17 @@ def _stream(request: Request, parts: Parts, run: LiveRun, after: int = 0) -> Eve
 
 async def _last(request: Request, hub: Hub, run: LiveRun) -> Event:
     """Return the event that ends a run; a client that goes away ends it."""
-
-    async def drain() -> Event:
-        async with hub.attached(run) as events:
-            async for event in events:
-                last = event
-        return last
-
-    work, leaving = asyncio.create_task(drain()), asyncio.create_task(gone(request))
+    assert run.task is not None  # noqa: S101 it was started
+    leaving = asyncio.create_task(gone(request))
     try:
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientGoneError("The client went away; its run was ended.")
-        return work.result()
+        async with hub.attached(run):
+            await asyncio.wait({run.task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not run.task.done():
+                raise ClientGoneError("The client went away; its run was ended.")
     finally:
-        for task in (work, leaving):
-            task.cancel()
-        await asyncio.gather(work, leaving, return_exceptions=True)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+    return run.events[-1]
 
 
 def _view(run: LiveRun) -> RunView:
@@ -156,11 +150,10 @@ def _past(run: Run) -> RunView:
     )
 
 
-async def _stored(run_log: RunLog, run_id: str, after: int) -> AsyncIterator[Event]:
+async def _stored(run_log: RunLog, run_id: str, after: int) -> AsyncIterator[Sequence[Event]]:
     """Yield the events of a run that ended."""
     while page := await run_log.events(run_id, after=after):
-        for event in unpack(page, after):
-            yield event
+        yield list(unpack(page, after))
         after = page[-1].seq
 
 

@@ -140,10 +140,10 @@ class _Client:
     async def _forward(self, run: LiveRun, after: int) -> None:
         try:
             async with self._parts.hub.attached(run, after=after) as events:
-                async for event in events:
-                    await self._send(
-                        {"type": "event", "run_id": run.id, "id": event.number, "event": event.name, "data": event.body}
-                    )
+                async for several in events:
+                    for event in several:
+                        told = {"id": event.number, "event": event.name, "data": event.body}
+                        await self._send({"type": "event", "run_id": run.id, **told})
         except (WebSocketDisconnect, RuntimeError, TimeoutError):
             # It went, or takes nothing. Closing has its reader end, and with it all of this.
             with contextlib.suppress(RuntimeError):

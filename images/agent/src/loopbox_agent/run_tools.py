@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from pydantic import JsonValue
-from pydantic_ai import RunContext
-from pydantic_ai.tools import Tool
 
 from loopbox_agent.audit import Audit
 from loopbox_agent.call_journal import CallJournal, Repeat, Unknown
@@ -101,14 +97,3 @@ class RunTools:
         outcome = await self.guard.call(tool, arguments, make)
         await self.journal.finish(self.run.id, call_id, {"text": outcome.text}, is_error=outcome.is_error)
         return outcome
-
-
-def offered(tools: RunTools, tool: ToolSpec) -> Tool[None]:
-    """Return a tool as the model's framework takes it; its arguments were checked before it is called."""
-
-    async def call(context: RunContext[None], **arguments: Any) -> str:  # Any: JSON by the tool's own schema
-        return (await tools.call(tool, context.tool_call_id or secrets.token_hex(8), arguments)).text
-
-    return Tool.from_schema(
-        call, name=tool.name, description=tool.description, json_schema=dict(tool.schema), takes_ctx=True
-    )

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
-from pydantic_ai import UsageLimits
 from pydantic_ai.messages import (
     ModelMessage,
     ModelMessagesTypeAdapter,
@@ -42,7 +41,7 @@ from loopbox_agent.reminding import Reminding
 from loopbox_agent.retry import Retries
 from loopbox_agent.risk import InputBlockedError, Risk
 from loopbox_agent.run_records import RunRequest, RunResult, RunStatus, ToolCallView, ToolChoice, Usage
-from loopbox_agent.run_tools import RunTools, offered
+from loopbox_agent.run_tools import RunTools
 from loopbox_agent.settings import Settings
 from loopbox_agent.shaped import shaped_answer
 from loopbox_agent.store import Store
@@ -53,6 +52,7 @@ from loopbox_agent.tokens import Meters
 from loopbox_agent.tool_guard import ToolGuard
 from loopbox_agent.tool_offer import ToolForbiddenError
 from loopbox_agent.toolkit import Toolkit, Tools, Wanted
+from loopbox_agent.turn_calls import TurnCalls
 from loopbox_agent.turn_end import close_turn
 
 READERS = frozenset({"read_file", "list_files", "search_files", "glob"})  # calls that leave a workspace as it was
@@ -280,10 +280,10 @@ class AgentWork(Work):
         self.dialogue = dialogue = Dialogue(
             model=model,
             settings=wanted,
-            limits=UsageLimits(request_limit=settings.max_turns, tool_calls_limit=settings.max_tool_calls),
+            most_turns=settings.max_turns,
             tell=self.run.tell,
             instructions=asked.system,
-            tools=[offered(tools, tool) for tool in tools.tools.offer.tools] if tools else (),
+            tools=TurnCalls(tools, tools.tools.offer.tools) if tools else TurnCalls(),
             listen=self.run.listen,
             broken=(BrokeOffError,),
             remind=Reminding(self.deadline, tools, settings.max_tool_calls).words,
