@@ -64,6 +64,7 @@ class StubEngine:
     scripts: list[Script] = field(default_factory=lambda: [says("Hello", " there")])
     orders: list[dict[str, Any]] = field(default_factory=list)  #: Any: JSON bodies received
     headers: list[Mapping[str, str]] = field(default_factory=list)
+    peers: set[object] = field(default_factory=set)  #: connections of clients
     models: tuple[str, ...] = ("agent:latest",)
     probes: int = 0
     counts: bool = False  #: say how long the prompt was, at four characters a token, instead of what the script says
@@ -74,6 +75,7 @@ class StubEngine:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.orders.append(await request.json())
         self.headers.append(request.headers.copy())
+        self.peers.add(request.transport.get_extra_info("peername") if request.transport else None)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         response = web.StreamResponse(status=script.status)
         await response.prepare(request)

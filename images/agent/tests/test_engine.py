@@ -98,3 +98,4 @@ async def test_connections_to_the_engine_are_used_again(launch: Launch, engine: 
     for _ in range(3):
         assert (await agent.run()).status_code == 200
     assert len(engine.orders) == 3
+    assert len(engine.peers) == 1

@@ -6,10 +6,11 @@ Answers are always streamed, even for callers that want them whole: silence is t
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from loopbox_agent.settings import Settings
 from loopbox_agent.wire import ChatChunk, ChatOrder
 
 LONGEST_LINE = 1 << 20  #: bytes; one chunk holds a token or one round of tool calls
+END_S = 0.05  # for the end of an answer behind its last chunk
 LONGEST_REFUSAL = 4096  #: bytes read of an answer that is not 200
 _READY = "`loopctl status` shows when it serves again."
 
@@ -160,7 +162,8 @@ class Engine:
     async def _chunks(self, response: httpx2.Response, asked_at: float) -> AsyncIterator[ChatChunk]:
         first = True
         with _named(self._at, answering=True):
-            async for line in cut_lines(response.aiter_bytes(), longest=LONGEST_LINE):
+            lines = cut_lines(response.aiter_bytes(), longest=LONGEST_LINE)
+            async for line in lines:
                 chunk = _parse(line)
                 if chunk.error is not None:
                     raise EngineFailedError(f"The engine stopped in the middle of its answer: {chunk.error[:500]}")
@@ -172,6 +175,7 @@ class Engine:
                     self._metrics.generation_tokens.inc(chunk.eval_count)
                 yield chunk
                 if chunk.done:
+                    await _read_out(lines)
                     return
         raise EngineBrokeOffError(f"The engine's answer ended before it was done; ask again. {_READY}")
 
@@ -189,6 +193,14 @@ class Engine:
             raise EngineUnavailableError("the gateway's list of models has another form") from error
         if not names & {self._at.model, f"{self._at.model}:latest"}:
             raise EngineUnavailableError(f"the engine does not know the model {self._at.model!r}")
+
+
+async def _read_out(lines: AsyncIterator[bytes]) -> None:
+    """Read to the end of an answer that is done, so that its connection can be used again; it comes at once, or not."""
+    with suppress(TimeoutError, httpx2.HTTPError, LineTooLongError):
+        async with asyncio.timeout(END_S):
+            async for _ in lines:
+                pass
 
 
 def _parse(line: bytes) -> ChatChunk:
