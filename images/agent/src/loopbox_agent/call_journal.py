@@ -6,13 +6,13 @@ is unknown: nobody can tell whether it took effect, so the caller must look or a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 from pydantic import JsonValue
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from loopbox_agent.database import Database
 from loopbox_agent.errors import AgentError
@@ -68,6 +68,20 @@ class Call:
     is_error: bool
     begun_at: datetime
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Journaled:
+    """What the journal has of one run."""
+
+    calls: Sequence[Call]  #: in the order they were begun; of many, some
+    finished: int  #: in all
+    unknown: int  #: in all, begun and not finished
+
+    @property
+    def left_out(self) -> int:
+        """How many calls are not among ``calls``."""
+        return self.finished + self.unknown - len(self.calls)
 
 
 class CallJournal:
@@ -129,6 +143,21 @@ class CallJournal:
                 raise NotFoundError(f"The tool call {call_id!r} of {run_id!r} was not begun.")
 
         await self._database.write(unit)
+
+    async def last_of_run(self, run_id: str, most: int) -> Journaled:
+        """Return of a run's calls those whose end nobody saw, and the newest of the others: ``most`` in all."""
+        mine, ended = tool_calls.c.run_id == run_id, tool_calls.c.finished_at.is_not(None)
+        wanted = select(tool_calls).where(mine).order_by(ended, tool_calls.c.begun_at.desc(), tool_calls.c.call_id)
+
+        def unit(connection: Connection) -> Journaled:
+            rows = connection.execute(wanted.limit(most)).all()
+            counted = select(func.count()).where(mine)
+            finished = connection.execute(counted.where(ended)).scalar_one()
+            unknown = connection.execute(counted.where(~ended)).scalar_one()
+            calls = sorted(map(_call, rows), key=lambda call: (call.begun_at, call.call_id))
+            return Journaled(calls, finished, unknown)
+
+        return await self._database.read(unit)
 
     async def of_run(self, run_id: str) -> list[Call]:
         """Return a run's calls in the order they were begun."""

@@ -1,4 +1,4 @@
-"""recorder: owns the writing down of a run while it goes on, so that its events can be read again after it.
+"""recorder: owns the writing down of a run, when it begins and when it ends, so that its events can be read again.
 
 Pieces of text that follow each other are stored as one row, which remembers where each piece ended: a client that comes
 back gets exactly the events it would have got.
@@ -29,7 +29,6 @@ class Recorder:
     def __init__(self, run: LiveRun, run_log: RunLog) -> None:
         self._run = run
         self._log = run_log
-        self._stored = 0  #: the number of the last event that is written
         self._begun: asyncio.Task[None] | None = None
 
     def begin(self, asked: RunRequest) -> None:
@@ -43,22 +42,10 @@ class Recorder:
         if self._begun is not None:
             await asyncio.shield(self._begun)
 
-    async def flush(self) -> None:
-        """Write the events so far. Raises AgentError."""
-        await self.begun()
-        fresh = self._fresh()
-        if fresh:
-            await self._log.append(self._run.id, pack(fresh))
-            self._stored = fresh[-1].number
-
     async def end(self, ended: Ended, last: Event) -> None:
         """Write how it ended. Raises AgentError."""
         await self.begun()
-        await self._log.finish(self._run.id, ended, pack([*self._fresh(), last]))
-        self._stored = last.number
-
-    def _fresh(self) -> list[Event]:
-        return self._run.events[self._stored : MOST_EVENTS - 1]
+        await self._log.finish(self._run.id, ended, pack([*self._run.events[: MOST_EVENTS - 1], last]))
 
 
 def pack(events: Sequence[Event]) -> list[RunEvent]:

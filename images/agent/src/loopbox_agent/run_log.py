@@ -181,9 +181,15 @@ class RunLog:
 
     async def get(self, user: str, run_id: str) -> Run:
         """Return a user's run. Raises NotFoundError, for other people's runs, too."""
+        if (run := await self.of_anybody(run_id)).user != user:
+            raise _missing(run_id)
+        return run
+
+    async def of_anybody(self, run_id: str) -> Run:
+        """Return a run, for the agent itself. Raises NotFoundError."""
         asked = {"id": asked_id(run_id, "run")}
         row = await self._database.read(lambda connection: connection.execute(_RUN, asked).one_or_none())
-        if row is None or row.user_id != user:
+        if row is None:
             raise _missing(run_id)
         return _run(row)
 
@@ -221,18 +227,10 @@ class RunLog:
         rows = await self._database.read(lambda connection: connection.execute(_EVENTS, asked).all())
         return [RunEvent(row.seq, row.name, decode(row.body)) for row in rows]
 
-    async def interrupt_running(self) -> list[str]:
-        """Call every running run interrupted, at start: none of before is under way. Returns their ids."""
-
-        def unit(connection: Connection) -> list[str]:
-            ids = list(connection.execute(select(runs.c.id).where(runs.c.status == "running")).scalars())
-            connection.execute(
-                update(runs).where(runs.c.status == "running").values(status="interrupted", finished_at=self._clock())
-            )
-            connection.execute(delete(working_notes))
-            return ids
-
-        return await self._database.write(unit)
+    async def running(self) -> list[str]:
+        """Return the ids of all runs that have not ended, oldest first."""
+        wanted = select(runs.c.id).where(runs.c.status == "running").order_by(runs.c.created_at, runs.c.id)
+        return [*await self._database.read(lambda connection: connection.execute(wanted).scalars().all())]
 
     async def trim(self, *, older_than_s: float, keep: int) -> int:
         """Delete ended runs that are older, or beyond the newest `keep`, with events and calls; return how many."""

@@ -16,6 +16,7 @@ from loopbox_agent.errors import AgentError
 from loopbox_agent.knowledge import Knowledge
 from loopbox_agent.memory import Memories
 from loopbox_agent.quarantine import Quarantine
+from loopbox_agent.recovery import recover_runs
 from loopbox_agent.run_log import RunLog
 from loopbox_agent.settings import Settings
 from loopbox_agent.store_backup import keep_backing_up
@@ -75,7 +76,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             quarantine=Quarantine(database),
             workspaces=workspaces,
         )
-        if interrupted := await store.run_log.interrupt_running():
+        if interrupted := await recover_runs(database):
             log.warning("runs.interrupted", runs=len(interrupted))
         await store.threads.release_all()
         tasks = [asyncio.create_task(store.trim_forever(), name="trim")]

@@ -181,6 +181,24 @@ class Threads:
 
         return unit
 
+    def adding_turn(self, thread_id: str, run_id: str, turn: Sequence[ModelMessage]) -> Unit[bool]:
+        """Return a unit that adds the turn of a run that died: False where it did not hold the thread, or saved one.
+
+        Raises as append does.
+        """
+        append = self.appending(thread_id, run_id, turn)
+
+        def unit(connection: Connection) -> bool:
+            row = connection.execute(_LOCKED, {"id": thread_id}).one_or_none()
+            if row is None or row.leased_by != run_id:
+                return False
+            if connection.execute(_ANY_OF_RUN, {"id": thread_id, "run": run_id}).first() is not None:
+                return False
+            append(connection)
+            return True
+
+        return unit
+
     async def history(self, thread_id: str) -> list[ModelMessage]:
         """Return the active messages, in order; [] for a thread that is not there."""
         return [stored.message for stored in await self.active(thread_id)]
@@ -304,6 +322,11 @@ _INSERT_THREAD = insert(threads)
 _INSERT_MESSAGE = insert(messages)
 _ACTIVE = (
     select(messages).where(messages.c.thread_id == bindparam("id"), messages.c.active).order_by(messages.c.position)
+)
+_ANY_OF_RUN = (
+    select(messages.c.seq)
+    .where(messages.c.thread_id == bindparam("id"), messages.c.run_id == bindparam("run"))
+    .limit(1)
 )
 _POSITION = select(messages.c.position).where(
     messages.c.thread_id == bindparam("id"), messages.c.seq == bindparam("seq"), messages.c.active

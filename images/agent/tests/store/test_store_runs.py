@@ -11,6 +11,7 @@ from loopbox_agent.call_journal import CallJournal, CallMismatchError, Fresh, Re
 from loopbox_agent.database import Database, open_database
 from loopbox_agent.memory import Memories
 from loopbox_agent.records import InvalidRecordError, NotFoundError, StoreLimitError, TooLargeError
+from loopbox_agent.recovery import recover_runs
 from loopbox_agent.run_log import Ended, RunEvent, RunLog
 from loopbox_agent.threads import Threads
 
@@ -112,10 +113,13 @@ async def test_after_a_crash_running_runs_are_interrupted(url: str) -> None:
         await log.finish("run_2", Ended(status="held"))
     async with open_database(url) as database:
         log = RunLog(database)
-        assert await log.interrupt_running() == ["run_0"]
-        assert await log.interrupt_running() == []
+        assert await recover_runs(database) == ["run_0"]
+        assert await recover_runs(database) == []
         assert [run.status for run in await log.recent(USER)] == ["held", "completed", "interrupted"]
-        assert (await log.get(USER, "run_0")).finished_at is not None
+        run, [last] = await log.get(USER, "run_0"), await log.events("run_0", after=3)
+        assert run.finished_at is not None
+        assert isinstance(run.error, dict)
+        assert (last.name, last.body) == ("run.failed", run.error)
         assert await Memories(database).working.all("run_0") == {}
 
 
