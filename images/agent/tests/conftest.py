@@ -113,9 +113,12 @@ class StubBroker:
     back: asyncio.Condition = field(default_factory=asyncio.Condition)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     answer: asyncio.Event = field(default_factory=asyncio.Event)
+    asked_back: asyncio.Event = field(default_factory=asyncio.Event)  #: a lease is being given back
+    take: asyncio.Event = field(default_factory=asyncio.Event)  #: it is taken back once this is set
 
     def __post_init__(self) -> None:
         self.answer.set()
+        self.take.set()
 
     async def lend(self, request: web.Request) -> web.Response:
         self.lent.append(await request.json())
@@ -130,6 +133,8 @@ class StubBroker:
         return web.json_response(body, status=201)
 
     async def take_back(self, request: web.Request) -> web.Response:
+        self.asked_back.set()
+        await self.take.wait()
         async with self.back:
             self.out.discard(request.match_info["lease"])
             self.back.notify_all()

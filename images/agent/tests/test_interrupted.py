@@ -35,6 +35,7 @@ values: st.SearchStrategy[JsonValue] = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
     max_leaves=6,
 )
+ENDED: st.SearchStrategy[JsonValue] = texts.map(lambda text: {"text": text})
 
 
 @st.composite
@@ -49,7 +50,7 @@ def journals(draw: st.DrawFn) -> Journaled:
                 tool=draw(st.sampled_from(("bash", "write_file"))),
                 effect="write",
                 arguments=draw(st.dictionaries(st.text(max_size=8), values, max_size=3)),
-                result=draw(st.one_of(values, texts.map(lambda text: {"text": text}))) if ended else None,
+                result=draw(st.one_of(values, ENDED)) if ended else None,
                 is_error=draw(st.booleans()),
                 begun_at=NOW + timedelta(seconds=number),
                 finished_at=NOW + timedelta(seconds=number + 1) if ended else None,

@@ -26,7 +26,8 @@ from loopbox_agent.bodies import faults_of
 from loopbox_agent.correlate import Correlate
 from loopbox_agent.errors import AgentError, error_body, error_response, response_of
 from loopbox_agent.logs import configure_logs
-from loopbox_agent.parts import open_parts, package_version
+from loopbox_agent.parts import Parts, open_parts, package_version
+from loopbox_agent.serving import Serving
 from loopbox_agent.settings import Settings
 
 
@@ -72,8 +73,9 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
-    uvicorn.run(
-        build_app(settings),
+    app = build_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -81,9 +83,15 @@ def main() -> None:
         ws="websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=8,
+        timeout_graceful_shutdown=2,  # for what is no run: those have ended before
         limit_concurrency=settings.max_concurrent_runs * 4,
     )
+
+    async def stop() -> None:
+        parts: Parts = app.state.parts
+        await parts.hub.close()
+
+    Serving(config, stop).run()
 
 
 if __name__ == "__main__":

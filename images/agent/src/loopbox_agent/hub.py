@@ -8,7 +8,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
 import structlog
@@ -19,12 +19,15 @@ from loopbox_agent.live_run import Event, LiveRun
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.principal import Principal
 from loopbox_agent.recorder import Recorder, trouble
-from loopbox_agent.run_log import Ended, RunLog
+from loopbox_agent.run_log import Ended, RunLog, Status
 from loopbox_agent.run_records import RunRequest, RunResult, RunStatus
 from loopbox_agent.settings import Settings
 from loopbox_agent.slots import Slots
 
-CLOSE_S = 5.0  # for the runs to end when the agent is stopped
+CLOSE_S = 4.0  # for the runs to end when the agent is stopped; their clients are told within READ_S then
+READ_S = 1.0
+RETRY_S = 5  # until an agent that is being stopped is back, as a rule
+STOPPED = "the agent is being stopped"
 KEPT_ENDED = 64  # runs that ended last, for clients that come back at once; older ones are in the run log
 
 log = structlog.get_logger("agent.hub")
@@ -35,6 +38,13 @@ class UnknownRunError(AgentError):
 
     code: ClassVar[str] = "unknown_run"
     status: ClassVar[int] = 404
+
+
+class ShuttingDownError(AgentError):
+    """The agent is being stopped."""
+
+    code: ClassVar[str] = "shutting_down"
+    status: ClassVar[int] = 503
 
 
 class Work:
@@ -68,9 +78,17 @@ class Hub:
         self._runs: dict[str, LiveRun] = {}
         self._ended: deque[str] = deque()
         self._timers: set[asyncio.TimerHandle] = set()
+        self.stopping = False
+        self._attached = 0
+        self._all_left = asyncio.Event()
+        self._all_left.set()
 
     def start(self, asked: RunRequest, principal: Principal, correlation_id: str) -> LiveRun:
-        """Start a run. Raises BusyError."""
+        """Start a run. Raises BusyError, ShuttingDownError."""
+        if self.stopping:
+            raise ShuttingDownError(
+                f"The agent is being stopped; nothing was started. Try again in {RETRY_S} s.", retry_after_s=RETRY_S
+            )
         slot = self._slots.take()
         slot.__enter__()  # given back when the run's task ends, which this function does not see
         run = LiveRun(
@@ -110,23 +128,32 @@ class Hub:
         """Follow a run; when its last follower leaves and none comes within its grace, the run is cancelled."""
         run.followers += 1
         events = run.follow(after)
+        self._attached += 1
+        self._all_left.clear()
         try:
             yield events
         finally:
             await events.aclose()  # type: ignore[attr-defined]  # it is a generator
             run.followers -= 1
+            self._attached -= 1
+            if not self._attached:
+                self._all_left.set()
             if not run.ended and not run.followers and math.isfinite(run.grace_s):
                 self._later(run.grace_s, lambda: None if run.followers else run.cancel("its client went away"))
 
     async def close(self) -> None:
-        """Cancel what is under way and wait for it."""
+        """Take nothing on, end what is under way, and wait until its clients were told."""
+        self.stopping = True
         tasks = [run.task for run in self._runs.values() if run.task and not run.task.done()]
         for run in self._runs.values():
-            run.cancel("the agent is being stopped")
+            run.cancel(STOPPED)
         for timer in self._timers:
             timer.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_S)
+        with suppress(TimeoutError):  # a client that takes nothing
+            async with asyncio.timeout(READ_S):
+                await self._all_left.wait()
 
     async def _drive(self, run: LiveRun, asked: RunRequest, give_back: Callable[[], object]) -> None:
         outcome = "cancelled"
@@ -145,7 +172,11 @@ class Hub:
         except asyncio.CancelledError:
             if not run.cancelled_by:
                 raise
-            await self._end(run, recorder, "cancelled", work.result("cancelled"))
+            if run.cancelled_by == STOPPED:
+                outcome = ShuttingDownError.code
+                await self._fail(run, recorder, _cut_off(run), "interrupted")
+            else:
+                await self._end(run, recorder, "cancelled", work.result("cancelled"))
         except AgentError as error:
             outcome = error.code
             await self._fail(run, recorder, error)
@@ -171,10 +202,10 @@ class Hub:
         ended = Ended(status=status, result=body, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
         await self._tell_last(run, recorder, ended, f"run.{status}", body)
 
-    async def _fail(self, run: LiveRun, recorder: Recorder, error: BaseException) -> None:
+    async def _fail(self, run: LiveRun, recorder: Recorder, error: BaseException, status: Status = "failed") -> None:
         run.error = error
         body = body_of(error).model_dump(mode="json")
-        await self._tell_last(run, recorder, Ended(status="failed", error=body), "run.failed", body)
+        await self._tell_last(run, recorder, Ended(status=status, error=body), "run.failed", body)
 
     @staticmethod
     async def _tell_last(run: LiveRun, recorder: Recorder, ended: Ended, name: str, body: dict[str, Any]) -> None:
@@ -196,3 +227,11 @@ class Hub:
             return
         timer = asyncio.get_running_loop().call_later(seconds, due)
         self._timers.add(timer)
+
+
+def _cut_off(run: LiveRun) -> ShuttingDownError:
+    kept = f" What it did so far is in {run.thread}: look at it, then go on there." if run.thread else ""
+    return ShuttingDownError(
+        f"The agent was stopped while the run was under way, which ended it; its sandbox was given back.{kept} "
+        "The agent is as a rule back in some seconds."
+    )

@@ -19,7 +19,7 @@ from loopbox_agent.audit import Audit
 from loopbox_agent.breaker import Breakers
 from loopbox_agent.builtin_tools import Builtins
 from loopbox_agent.engine import Engine, EngineAt, EngineUnavailableError
-from loopbox_agent.hub import Hub
+from loopbox_agent.hub import STOPPED, Hub
 from loopbox_agent.mcp_servers import McpServers
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.model import OllamaModel, Served
@@ -67,6 +67,8 @@ class Parts:
 
     async def unready(self) -> str:
         """Return why the agent cannot answer, '' when it can; asked of the engine once a second at most."""
+        if self.hub.stopping:
+            return STOPPED
         async with self._checking:
             if time.monotonic() - self._checked_at > READY_CACHE_S:
                 try:

@@ -30,6 +30,7 @@ from loopbox_agent.workspace_file import Workspace
 __all__ = ["Broker", "Outcome", "Sandbox", "SandboxUnavailableError", "Tool", "ToolBrokeError", "UnknownToolError"]
 
 BROKER_S = 15.0  # the broker itself waits for a sandbox that is starting
+CLOSE_S = 2.0  # for leases to be given back when the agent is stopped
 LIST_S = 10.0
 MAX_TEXT = 64 << 10  # of one result, to the model
 MAX_ANSWER = 8 << 20  # bytes of one answer of a tool runner
@@ -240,7 +241,7 @@ class Broker:
     async def close(self) -> None:
         """Wait for the leases on their way back, then close every connection."""
         if self._returns:
-            await asyncio.wait(self._returns, timeout=BROKER_S)
+            await asyncio.wait(self._returns, timeout=CLOSE_S)  # one that is not back then expires by itself
         await self._http.aclose()
 
     def is_there(self) -> bool:
