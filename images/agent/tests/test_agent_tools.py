@@ -31,6 +31,26 @@ async def test_what_is_remembered_in_one_run_is_recalled_in_another(agent: Agent
     assert [memory["text"] for memory in listed] == ["Anna's boat is called Fulmar."]
 
 
+async def test_a_run_that_may_recall_is_reminded_once_of_what_fits(agent: Agent, engine: StubEngine) -> None:
+    engine.scripts = [asks("remember", text="Anna's boat is called Fulmar."), says("noted")]
+    await agent.run(tools=["remember"])
+    for tools, reminded in (["recall", "notes"], 1), (["notes"], 0):
+        engine.orders.clear()
+        engine.scripts = [asks("notes"), says("Fulmar")]
+        await agent.run(instruction="What is the name of the boat?", tools=tools)
+        told = [m["content"] for m in engine.orders[-1]["messages"] if m["role"] == "user"]
+        assert sum("Notes from earlier conversations may help: Anna's boat" in text for text in told) == reminded
+
+
+async def test_a_sub_agent_is_reminded_of_its_own_tokens(agent: Agent, engine: StubEngine, tools: StubTools) -> None:
+    spends = Script((calls("python", code="1"), done(read=900, generated=20)))
+    order = {"task": "Count.", "tools": ["python"], "tokens": 1000}
+    engine.scripts = [asks("delegate", **order), spends, says("one"), says("done")]
+    assert (await agent.run(tools=["delegate", "python"])).json()["output"] == "done"
+    assert "920 of 1000 tokens" in engine.orders[2]["messages"][-1]["content"]
+    assert "python" in [name for name, _ in tools.ran]
+
+
 async def test_a_document_is_found_by_the_model_and_by_nobody_else(agent: Agent, engine: StubEngine) -> None:
     added = await agent.http.put("/agents/knowledge/tides", content=b"High tide at Cuxhaven is at noon.", headers=ANNA)
     assert added.status_code == 201, added.text

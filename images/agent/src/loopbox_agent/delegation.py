@@ -18,6 +18,7 @@ from loopbox_agent.dialogue import Dialogue
 from loopbox_agent.live_run import LiveRun
 from loopbox_agent.model import OllamaSettings
 from loopbox_agent.model_pool import BrokeOffError, ModelPool
+from loopbox_agent.reminding import Reminding
 from loopbox_agent.run_tools import RunTools
 from loopbox_agent.sandbox import Outcome
 from loopbox_agent.subagents import Child, ChildOrder, Children
@@ -112,6 +113,7 @@ class Delegation:
         model: Model = self.pool.for_run(child.spending.deadline)
         known = self.tools.tools.offer.tools if self.tools else ()
         tools = self.tools.for_child(child) if self.tools else None
+        budget = child.spending.budget
         dialogue = Dialogue(
             model=model,
             settings=self.settings,
@@ -121,6 +123,13 @@ class Delegation:
             tools=TurnCalls(tools, [tool for tool in known if tool.name in child.tools]),
             broken=(BrokeOffError,),
             spent=child.spending.charge_tokens,
+            remind=Reminding(
+                child.spending.deadline,
+                tools,
+                budget.tool_calls,
+                most_tokens=budget.tokens,
+                tokens=lambda: child.spending.spent.tokens,
+            ).words,
         )
         self._tell(child, "started", {"task": child.task[:500]})
         return await dialogue.go(child.task)

@@ -63,6 +63,7 @@ class Dialogue:
     history: list[ModelMessage] = field(default_factory=list)  #: all of it, as the model sees it
     fresh: list[ModelMessage] = field(default_factory=list)  #: what this dialogue added
     usage: RunUsage = field(default_factory=RunUsage)
+    dropped: int = 0  #: messages that compressions replaced by a summary
     compacted: bool = False  #: whether ``history`` begins with a summary that this dialogue made
     _said: list[str] = field(default_factory=list)
     _heard: list[str] = field(default_factory=list)  #: messages into the run that wait for the next turn
@@ -149,6 +150,7 @@ class Dialogue:
         if made is not None:
             self.history = list(made.history)
             self.compacted = True
+            self.dropped += made.last - made.first + 1
             told = {"tokens_before": made.tokens_before, "tokens_after": made.tokens_after, "by": made.by}
             self.tell("context.compressed", told)
 

@@ -48,6 +48,10 @@ class RunTools:
         guard = self.guard.for_child(child.spending.deadline)
         return replace(self, tools=replace(self.tools, caller=caller), guard=guard, child=child)
 
+    def offers(self, name: str) -> bool:
+        """Tell whether the model was offered a tool of this name."""
+        return any(tool.name == name for tool in self.tools.offer.tools)
+
     async def call(self, tool: ToolSpec, call_id: str, arguments: Mapping[str, JsonValue]) -> Outcome:
         """Make a call; what it does to the world is journaled before and after. Raises ToolBrokeError."""
         if self.child is not None:

@@ -55,6 +55,7 @@ from loopbox_agent.toolkit import Toolkit, Tools, Wanted
 from loopbox_agent.turn_calls import TurnCalls
 from loopbox_agent.turn_end import close_turn
 
+RECALL = "recall"
 READERS = frozenset({"read_file", "list_files", "search_files", "glob"})  # calls that leave a workspace as it was
 LEASE_SLACK_S = 30.0  # for a run that ends at its limit to be saved
 HELD = "The answer waits for a review; it can be read here once somebody has released it."
@@ -286,7 +287,13 @@ class AgentWork(Work):
             tools=TurnCalls(tools, tools.tools.offer.tools) if tools else TurnCalls(),
             listen=self.run.listen,
             broken=(BrokeOffError,),
-            remind=Reminding(self.deadline, tools, settings.max_tool_calls).words,
+            remind=Reminding(
+                self.deadline,
+                tools,
+                settings.max_tool_calls,
+                dropped=lambda: dialogue.dropped,
+                notes=await self._notes(tools),
+            ).words,
             keeping=KeepInContext(
                 meter=self.kit.meters.of(settings.model),
                 num_ctx=settings.num_ctx,
@@ -304,6 +311,13 @@ class AgentWork(Work):
             answer = await shaped_answer(model, wanted, shape, AS_JSON, system=asked.system, history=so_far)
             self.output, self.structured = answer.text, answer.value
         self.whole = True
+
+    async def _notes(self, tools: RunTools | None) -> list[str]:
+        """Return what is remembered about the task, where the model may recall it."""
+        if tools is None or not tools.offers(RECALL):
+            return []
+        found = await self.kit.store.memories.recall(self.run.principal.user, self.asked.instruction)
+        return [memory.text for memory in found]
 
     def _count(self, dialogue: Dialogue) -> None:
         spent = dialogue.usage
