@@ -186,7 +186,7 @@ class Trail:
     async def anchor(self, ledger: Ledger, *, after: int = 0) -> int:
         """Put the newest hash into the ledger, if anything came after a sequence number; return the newest."""
         await self.flush()
-        seq, digest = await self._threaded(self._head)
+        seq, digest = await self._threaded(_head, self._connection)
         if seq > after:
             await ledger.append(ANCHORED, "audit", f"the audit trail had {seq} entries", seq=seq, hash=digest)
         return seq
@@ -220,7 +220,7 @@ class Trail:
     def _insert(self, records: tuple[Record, ...]) -> tuple[Record, ...]:
         written: list[Record] = []
         with self._transaction():
-            seq, previous = self._head()
+            seq, previous = _head(self._connection)
             for record in records:
                 entry = Entry(
                     seq=seq + 1,
@@ -249,14 +249,6 @@ class Trail:
                     written.append(record)
         return tuple(written)
 
-    def _head(self) -> tuple[int, str]:
-        row = self._connection.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
-        return (int(row[0]), str(row[1])) if row else self._origin()
-
-    def _origin(self) -> tuple[int, str]:
-        row = self._connection.execute("SELECT seq, hash FROM origin").fetchone()
-        return (int(row[0]), str(row[1])) if row else (0, GENESIS)
-
     def _prune(self) -> None:
         oldest = (datetime.now(UTC) - self._keep).isoformat()
         with self._transaction():
@@ -284,7 +276,7 @@ class Trail:
         return [_entry(row) for row in rows][::-1]
 
     def _check(self, anchors: Mapping[int, str]) -> Verdict:
-        seq, previous = first, _ = self._origin()
+        seq, previous = first, _ = _origin(self._connection)
         count = 0
         for row in self._connection.execute("SELECT * FROM entries ORDER BY seq"):
             entry = _entry(row)
@@ -311,6 +303,30 @@ class Trail:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             raise
+
+
+def goes_on(trail: Path, copy: Path) -> bool:
+    """Tell whether a trail that nobody writes to is a copy, or one with more behind. Blocks."""
+    try:
+        with contextlib.closing(_connect(copy)) as older, contextlib.closing(_connect(trail)) as newer:
+            seq, digest = _head(older)
+            if known := newer.execute("SELECT hash FROM entries WHERE seq = ?", (seq,)).fetchone():
+                return str(known[0]) == digest
+            begins = _origin(newer)
+            # What was forgotten by age cannot be compared any more; such a trail is the longer one.
+            return begins == (seq, digest) or begins[0] > seq
+    except sqlite3.Error:
+        return False
+
+
+def _head(connection: sqlite3.Connection) -> tuple[int, str]:
+    row = connection.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+    return (int(row[0]), str(row[1])) if row else _origin(connection)
+
+
+def _origin(connection: sqlite3.Connection) -> tuple[int, str]:
+    row = connection.execute("SELECT seq, hash FROM origin").fetchone()
+    return (int(row[0]), str(row[1])) if row else (0, GENESIS)
 
 
 def _entry(row: sqlite3.Row) -> Entry:

@@ -1,8 +1,9 @@
 """backup: owns what one backup file is: how it is written whole, and what makes one good.
 
-A tar with a manifest first, then a consistent copy of state.db, the registry's manifests, the settings and the images'
-names. Never weights, which are larger than everything else and still where they were; never the token, which a restored
-loopd makes anew.
+A tar with a manifest first, then a consistent copy of state.db, the registry's manifests, the settings, the images'
+names and a copy of the audit trail, as it is: whether somebody changed the trail is for `loopctl audit verify` to say,
+and no reason to refuse a good state. Never weights, which are larger than everything else and still where they were;
+never the token, which a restored loopd makes anew.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loopd import version
@@ -30,14 +32,17 @@ from loopd.ledger import GENESIS, Entry
 from loopd.state import StateError, check_file, sync_folder
 
 Reason = Literal["scheduled", "command", "upgrade"]
-Name = Literal["state.db", "releases.json", "loopbox.toml", "images.json"]
+Name = Literal["state.db", "releases.json", "loopbox.toml", "images.json", "audit.db"]
 
 MANIFEST = "manifest.json"
 STATE: Name = "state.db"
 RELEASES: Name = "releases.json"
+AUDIT: Name = "audit.db"
 MAX_MANIFEST_BYTES = 64 << 10
 MAX_MEMBER_BYTES = 8 << 30  # what a plain tar header can say
 CHUNK = 1 << 20
+
+log = structlog.get_logger("loopd.backup")
 
 
 class BackupError(LoopdError):
@@ -91,16 +96,17 @@ class Manifest(BaseModel):
     ledger_head: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     releases: Annotated[int, Field(ge=0)]
     champion: Annotated[str, Field(max_length=64)] | None
-    members: Annotated[tuple[Member, ...], Field(min_length=2, max_length=4)]
+    members: Annotated[tuple[Member, ...], Field(min_length=2, max_length=5)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What a backup is made of; settings and images' names may be absent."""
+    """What a backup is made of; all but the state may be absent."""
 
     state: Path
     settings: Path
     images: Path
+    audit: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,9 @@ def write_backup(sources: Sources, path: Path, draft: Path, *, reason: Reason, a
         for name, source in (("loopbox.toml", sources.settings), ("images.json", sources.images)):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(source, draft / name)
-        names: tuple[Name, ...] = (STATE, RELEASES, "loopbox.toml", "images.json")
+        if reason != "upgrade":  # which leaves the trail as it is, and is for a loopd that may not know of this file
+            _copy_trail(sources.audit, draft / AUDIT)
+        names: tuple[Name, ...] = (STATE, RELEASES, "loopbox.toml", "images.json", AUDIT)
         manifest = Manifest(
             created_at=at,
             reason=reason,
@@ -154,6 +162,18 @@ def copy_state(source: Path, target: Path) -> None:
         target.chmod(0o600)
         reader.backup(writer)
         writer.execute("PRAGMA journal_mode = DELETE")
+
+
+def _copy_trail(source: Path, target: Path) -> None:
+    """Copy the audit trail, after the state: of entries whose hashes the ledger has, none is missing then."""
+    try:
+        if source.exists():
+            copy_state(source, target)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        target.unlink(missing_ok=True)
+        log.warning("backup.without_audit", error=str(error))  # the state is worth a backup by itself
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -32,6 +32,7 @@ from loopd.backup import (
 from loopd.config import Settings, config_path
 from loopd.errors import ConflictError
 from loopd.images import FILE as IMAGES_FILE
+from loopd.units import layout_of
 
 FOLDER = "backups"
 DRAFT = ".draft"
@@ -174,10 +175,12 @@ class Shelf:
 
 def open_shelf(settings: Settings) -> Shelf:
     """Return the folder of backups the settings ask for."""
-    home = settings.home
+    layout = layout_of(settings)
     return Shelf(
-        folder=home / FOLDER,
-        sources=Sources(state=home / "state.db", settings=config_path(), images=home / IMAGES_FILE),
+        folder=layout.home / FOLDER,
+        sources=Sources(
+            state=layout.state, settings=config_path(), images=layout.home / IMAGES_FILE, audit=layout.audit
+        ),
         keep=settings.backup.keep,
     )
 

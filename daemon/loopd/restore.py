@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from loopd.backup import STATE, BackupError, Manifest, verify_backup
+from loopd.audit import goes_on
+from loopd.backup import AUDIT, STATE, BackupError, Manifest, verify_backup
 from loopd.config import ConfigError
 from loopd.errors import ConflictError
 from loopd.images import FILE as IMAGES_FILE
@@ -59,7 +60,8 @@ def restore_backup(backup: Path, layout: Layout, settings: Path, *, replace_sett
     """Verify a backup and put its state in place; the state before is kept under a dated name. Blocks.
 
     Settings and images' names are put where there are none; the settings also over others when asked to, which are then
-    kept, too. Raises LoopdRunsError, BackupError, StateError; then nothing was changed.
+    kept, too. The audit trail is put in place, with the one before kept, unless that one goes on from it.
+    Raises LoopdRunsError, BackupError, StateError; then nothing was changed.
     """
     with _stopped(layout), _drafted(layout.home / DRAFT) as draft:
         manifest = verify_backup(backup, draft)
@@ -67,6 +69,8 @@ def restore_backup(backup: Path, layout: Layout, settings: Path, *, replace_sett
         # Through the same door as loopd: a state that this loopd could not migrate is found out here.
         missing = asyncio.run(_adopt(draft / STATE, layout, backup.name, manifest))
         put, left = _put_rest(draft, layout, settings, stamp, replace_settings=replace_settings)
+        if _put_trail(draft / AUDIT, layout.audit, stamp):
+            put = (*put, str(layout.audit))
         aside = _swap(draft / STATE, layout.state, stamp)  # last: whatever fails before leaves the state as it was
         return Restored(
             manifest=manifest, aside=aside, put=put, left=left, missing=missing, token=layout.token.exists()
@@ -153,6 +157,14 @@ def _swap(draft: Path, state: Path, stamp: str) -> Path | None:
     draft.replace(state)
     sync_folder(state.parent)
     return aside
+
+
+def _put_trail(draft: Path, trail: Path, stamp: str) -> bool:
+    """Put the backup's audit trail in place, where the ledger's hashes would not be found in what is there."""
+    if not draft.exists() or (trail.exists() and goes_on(trail, draft)):
+        return False
+    _swap(draft, trail, stamp)
+    return True
 
 
 def _put_rest(

@@ -24,8 +24,9 @@ import aiohttp
 import pytest
 from typer.testing import CliRunner, Result
 
-from loopd.api.schema import BackupList, BackupView
+from loopd.api.schema import AuditVerdict, BackupList, BackupView
 from loopd.app import make_directories
+from loopd.audit import Record, open_trail
 from loopd.backup import BackupDamagedError, BackupError, BackupMissingError, Manifest, read_manifest, verify_backup
 from loopd.backup_schedule import Backups
 from loopd.backups import BackupBusyError, Shelf, Stored, open_shelf, parse_name, sort_newest
@@ -574,6 +575,69 @@ async def test_the_drill_lost_state_refused_start_restore_same_champion(settings
             assert again == roles
             async with session.get("http://loopd/v1/events?limit=500") as response:
                 assert "state.restored" in [event["event"] for event in (await response.json())["events"]]
+
+
+async def test_the_audit_trail_comes_back_with_the_state_it_belongs_to(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost disk, then also a trail that a new loopd began: `loopctl audit verify` finds nothing after a restore."""
+    monkeypatch.setenv("LOOPBOX_RUN_DIR", str(settings.run_dir))
+    layout = layout_of(settings)
+    make_directories(layout)
+    async with open_database(layout.state) as database, open_trail(layout.audit, keep_days=30, most=1000) as trail:
+        await fill(database)
+        await trail.write([Record(event="tool.called", key=f"call-{number}") for number in range(20)])
+        assert await trail.anchor(Ledger(database)) > 20
+    async with running(settings), api(settings) as session, session.post("http://loopd/v1/backups") as response:
+        backup = open_shelf(settings).find((await response.json())["name"])
+        assert [member.name for member in read_manifest(backup).members] == ["state.db", "releases.json", "audit.db"]
+
+    async def audited() -> AuditVerdict:
+        """Restore, start, and ask as a person would."""
+        await asyncio.to_thread(restore_backup, backup, layout, layout.home / "loopbox.toml")
+        async with running(settings):
+            told = await asyncio.to_thread(CliRunner().invoke, app, ["audit", "verify", "--json"])
+            return AuditVerdict.model_validate_json(told.stdout[told.stdout.index("{\n") :])  # behind loopd's own log
+
+    def lose(path: Path) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+    lose(layout.state)
+    lose(layout.audit)
+    first = await audited()
+    assert first.ok
+    assert first.entries > 20
+    assert layout.audit.stat().st_mode & 0o777 == 0o600
+    again = await audited()  # the trail that is there has all of the backup's, and goes on: it stays
+    assert again.ok
+    assert again.entries > first.entries
+    assert not list(layout.home.glob("audit.db.before-*"))
+    lose(layout.audit)
+    async with open_trail(layout.audit, keep_days=30, most=1000) as trail:
+        await trail.write([Record(event="tool.called", subject="another")])
+    assert (await audited()).ok
+    [aside] = layout.home.glob("audit.db.before-*")
+    async with open_trail(aside, keep_days=30, most=1000) as trail:
+        assert "another" in [entry.subject for entry in await trail.read()]
+
+
+@pytest.mark.parametrize("harm", ["not a database" * 400, ""])
+async def test_a_damaged_audit_trail_keeps_nobody_from_a_backup(
+    layout: Layout, state: Database, shelf: Shelf, tmp_path: Path, harm: str
+) -> None:
+    layout.audit.write_text(harm)
+    stored, manifest = await asyncio.to_thread(shelf.make, "command")
+    assert verify(stored.path, tmp_path / "v") == manifest
+    assert manifest.releases == 2
+    assert ("audit.db" in [member.name for member in manifest.members]) is (harm == "")
+
+
+async def test_what_is_kept_before_an_upgrade_holds_no_trail(layout: Layout, state: Database, shelf: Shelf) -> None:
+    """An older loopd, which reads it, need not know of the file."""
+    async with open_trail(layout.audit, keep_days=30, most=1000):
+        _, manifest = await asyncio.to_thread(shelf.make, "upgrade")
+    assert "audit.db" not in [member.name for member in manifest.members]
 
 
 async def test_the_commands_work_without_loopd_and_say_what_they_did(
