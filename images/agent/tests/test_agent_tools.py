@@ -6,7 +6,18 @@ import json
 from typing import Any
 
 import pytest
-from images.agent.tests.conftest import Agent, Script, StubBroker, StubEngine, StubTools, calls, done, piece, says
+from images.agent.tests.conftest import (
+    Agent,
+    Launch,
+    Script,
+    StubBroker,
+    StubEngine,
+    StubTools,
+    calls,
+    done,
+    piece,
+    says,
+)
 
 OPERATOR = {"X-Loopbox-User": "olga", "X-Loopbox-Role": "operator"}
 ANNA = {"X-Loopbox-User": "anna", "X-Loopbox-Role": "user"}
@@ -102,6 +113,24 @@ async def test_a_child_that_loops_is_ended_and_its_parent_goes_on(
     [outcome] = [call["result"] for call in answer["tool_calls"] if call["name"] == "delegate"]
     assert outcome["status"] == "looping"
     assert answer["status"] == "completed"
+
+
+async def test_each_member_is_asked_with_its_own_context_and_the_smallest_bounds_the_conversation(
+    launch: Launch, engine: StubEngine
+) -> None:
+    large = {"name": "large", "url": engine.url, "num_ctx": 4096, "priority": 1}
+    small = {"name": "small", "url": engine.url, "num_ctx": 128, "priority": 2}
+    long = "How deep is the harbour at low tide? " * 100
+    agent = await launch(models=json.dumps([large, small]), num_ctx=1024, max_output_tokens=64)
+    assert (await agent.run()).status_code == 200
+    assert engine.orders[-1]["options"]["num_ctx"] == 4096
+    refused = await agent.run(instruction=long)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "context_exceeded")
+    engine.scripts = [Script(status=503), says("from the other one")]
+    assert (await agent.run()).json()["output"] == "from the other one"
+    assert engine.orders[-1]["options"]["num_ctx"] == 128
+    agent = await launch(models=json.dumps([large]), num_ctx=1024, max_output_tokens=64)
+    assert (await agent.run(instruction=long)).status_code == 200
 
 
 async def test_an_answer_that_broke_off_is_asked_for_again(agent: Agent, engine: StubEngine) -> None:

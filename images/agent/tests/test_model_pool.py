@@ -37,7 +37,7 @@ from loopbox_agent.metrics import Metrics
 from loopbox_agent.model import OllamaModel, Served
 from loopbox_agent.model_pool import BrokeOffError, ModelPool, ModelsUnavailableError, PooledModel, Tried
 from loopbox_agent.pool_health import Health, Standing, plan_order
-from loopbox_agent.pool_member import MOST_MEMBERS, THE_GATEWAY, PoolMember, check_members, parse_members
+from loopbox_agent.pool_member import MOST_MEMBERS, THE_GATEWAY, PoolMember, check_members, least_context, parse_members
 from loopbox_agent.remote_model import KeyUnusableError, open_remotes, read_key
 from loopbox_agent.retry import Backoff
 
@@ -429,6 +429,13 @@ def test_a_file_without_a_key_is_refused_without_showing_it(tmp_path: Path, text
 def test_a_wrong_configuration_is_refused(wrong: object) -> None:
     with pytest.raises(ValidationError):
         parse_members(json.dumps(wrong))
+
+
+def test_a_conversation_must_fit_whoever_is_asked() -> None:
+    small, large = PoolMember(name="small", num_ctx=512), PoolMember(name="large", num_ctx=8192)
+    assert least_context([large, small, PoolMember(name="own")], 2048) == 512
+    assert least_context([large, PoolMember(name="own")], 2048) == 2048
+    assert least_context([large], 2048) == 8192
 
 
 def test_no_configuration_is_the_gateway_alone() -> None:

@@ -26,7 +26,7 @@ from loopbox_agent.classify import classify
 from loopbox_agent.deadline import Clock, Deadline
 from loopbox_agent.errors import AgentError
 from loopbox_agent.pool_health import Standing, plan_order
-from loopbox_agent.pool_member import PoolMember, check_members
+from loopbox_agent.pool_member import PoolMember, check_members, least_context
 from loopbox_agent.pool_try import BrokeOffError, Place, Tried, Try, Watched
 from loopbox_agent.retry import Backoff, Draw, Retries, Sleep
 
@@ -74,6 +74,10 @@ class ModelPool:
         self._places = [Place(member, build(member), Breaker(member.name, rules)) for member in check_members(members)]
         self.clock = clock
         self._told = told
+
+    def least_context(self, own: int) -> int:
+        """Return the tokens that every member's context has; own: of those that say nothing of it."""
+        return least_context([place.member for place in self._places], own)
 
     @property
     def first(self) -> Model:

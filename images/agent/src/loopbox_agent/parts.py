@@ -91,7 +91,8 @@ Wired = Annotated[Parts, Depends(parts_of)]
 
 def native(member: PoolMember, settings: Settings, engine: Engine, meters: Meters) -> Model:
     """Return the model of a native member of the pool."""
-    served = Served(model=member.model, num_ctx=settings.num_ctx, max_output_tokens=settings.max_output_tokens)
+    num_ctx = member.num_ctx or settings.num_ctx
+    served = Served(model=member.model, num_ctx=num_ctx, max_output_tokens=settings.max_output_tokens)
     return OllamaModel(engine, served, meter=meters.of(member.model))
 
 

@@ -23,6 +23,7 @@ class PoolMember(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=200)] = "agent"  #: the name it is known by there
     priority: Annotated[int, Field(ge=0, le=100)] = 10  #: the lowest that is well is asked first
     weight: Annotated[int, Field(ge=1, le=1000)] = 100  #: share among those of the same priority
+    num_ctx: Annotated[int, Field(ge=16, le=1 << 20)] | None = None  #: tokens of its context; None: the service's own
     first_token_s: Annotated[float, Field(gt=0, le=3600)] | None = None  #: longer is a failure; None: the engine's own
     api_key_file: Path | None = None  #: openai only; one line
     proxy: Annotated[str, Field(pattern=r"^$|^unix:/|^http://", max_length=200)] = ""  #: '': none
@@ -54,6 +55,15 @@ class _Members(BaseModel):
 
 THE_GATEWAY: Final = PoolMember(name="gateway")
 _LIST: Final = TypeAdapter(tuple[PoolMember, ...])
+
+
+def least_context(members: Sequence[PoolMember], own: int) -> int:
+    """Return the tokens that a conversation may have, whoever is asked; own: of members that say nothing.
+
+    The smallest context of all of them: who is asked is known only when a turn is, and when that one fails another gets
+    the same messages. Cut for a larger one they would be refused there, just when the smaller one is all there is.
+    """
+    return min((member.num_ctx or own for member in members), default=own)
 
 
 def check_members(members: Sequence[PoolMember]) -> tuple[PoolMember, ...]:

@@ -296,7 +296,7 @@ class AgentWork(Work):
             ).words,
             keeping=KeepInContext(
                 meter=self.kit.meters.of(settings.model),
-                num_ctx=settings.num_ctx,
+                num_ctx=self.kit.pool.least_context(settings.num_ctx),
                 reserve=wanted.get("max_tokens", settings.max_output_tokens),
                 summarise=summarise_with(self.kit.engine, settings),
             ),
