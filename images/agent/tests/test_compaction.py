@@ -351,6 +351,7 @@ async def test_a_run_is_kept_inside_its_context() -> None:
     assert "Look forty times." in last
     assert "tell the sum" in last
     assert talk.compacted
+    assert 0 < talk.dropped < len(talk.fresh)  # each message once
     check_valid(talk.history)
     check_valid(talk.fresh)  # whoever keeps the thread keeps the originals
     assert len(talk.fresh) == 2 * len(seen)
