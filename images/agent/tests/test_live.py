@@ -23,6 +23,9 @@ from images.agent.tests.conftest import (
 )
 from websockets.asyncio.client import ClientConnection, connect
 
+from loopbox_agent.live_run import ENDINGS, LiveRun
+from loopbox_agent.recorder import Recorder
+
 ANNA = {"X-Loopbox-User": "anna", "X-Loopbox-Role": "user"}
 BERT = {"X-Loopbox-User": "bert", "X-Loopbox-Role": "user"}
 OPERATOR = {"X-Loopbox-User": "olga", "X-Loopbox-Role": "operator"}
@@ -84,6 +87,33 @@ async def test_cancel_while_the_model_speaks_stops_it_and_keeps_what_it_said(age
     await asyncio.wait_for(engine.left.wait(), 5)
     again = (await agent.http.post(f"/agents/runs/{run_id}/cancel")).json()
     assert again == answer
+
+
+async def test_a_cancel_that_comes_while_the_end_is_written_changes_nothing(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, go_on, asked, end, ask = asyncio.Event(), asyncio.Event(), asyncio.Event(), Recorder.end, LiveRun.cancel
+
+    async def slow(self: Recorder, *args: Any) -> None:  # Any: what it takes
+        ending.set()
+        await go_on.wait()
+        await end(self, *args)
+
+    def cancel(self: LiveRun, why: str) -> None:
+        ask(self, why)
+        asked.set()
+
+    monkeypatch.setattr(Recorder, "end", slow)
+    monkeypatch.setattr(LiveRun, "cancel", cancel)
+    run_id = await started(agent)
+    await asyncio.wait_for(ending.wait(), 5)
+    answer = asyncio.create_task(agent.http.post(f"/agents/runs/{run_id}/cancel"))
+    await asyncio.wait_for(asked.wait(), 5)
+    go_on.set()
+    assert (await answer).json()["status"] == "completed"
+    events = await told(agent, run_id)
+    assert [name for _, name, _ in events if name in ENDINGS] == ["run.completed"]
+    assert (await agent.http.get(f"/agents/runs/{run_id}")).json()["status"] == "completed"
 
 
 async def test_cancel_while_a_tool_hangs_gives_the_sandbox_back(

@@ -170,9 +170,11 @@ class Hub:
             words = f"The run took longer than {limit:g} s and was ended; its sandbox is gone."
             await self._fail(run, recorder, DeadlineError(words))
         except asyncio.CancelledError:
-            if not run.cancelled_by:
+            if run.ended:  # its end was being written when the cancel came
+                outcome = run.events[-1].name.removeprefix("run.")
+            elif not run.cancelled_by:
                 raise
-            if run.cancelled_by == STOPPED:
+            elif run.cancelled_by == STOPPED:
                 outcome = ShuttingDownError.code
                 await self._fail(run, recorder, _cut_off(run), "interrupted")
             else:
@@ -215,7 +217,8 @@ class Hub:
             await carried_through(recorder.end(ended, last))
         except AgentError as error:
             trouble(error, run)
-        run.tell(name, body)
+        finally:  # a cancel that came meanwhile changes nothing of what was written
+            run.tell(name, body)
 
     def _later(self, seconds: float, call: Callable[[], object]) -> None:
         def due() -> None:
