@@ -1,7 +1,7 @@
 """clean: owns what of a text may leave at all: valid Unicode, no control characters, no tokens of chat templates. Pure.
 
-``show()`` for a whole answer, ``StreamShow`` for one that arrives in pieces: both clean it, mask it and bound its size,
-and show the same however it was cut. ``defuse()`` does the first for text that comes in.
+``show()`` for a whole answer, ``StreamShow`` for one that arrives in pieces: both clean it, then mask it, and show the
+same however it was cut. ``defuse()`` only cleans, text that comes in. How much may be told is live_run's.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import re
 
 from loopbox_agent.mask import EVERYWHERE, Masked, MaskRules, StreamMask
 
-MOST_CHARACTERS = 1 << 18  #: of one answer; so its UTF-8 is 1 MiB at most
-CUT = "\n[cut: the answer has more characters than are passed on]"
-
-# Names inside the bars are those of ChatML, Llama 3, Phi, Qwen and DeepSeek (which has full-width bars), and of whatever
-# is made like them. <s> and </s> are not here: they are HTML, too.
+# Names inside the bars are those of ChatML, Llama 3, Phi, Qwen and DeepSeek (whose bars are full-width), and of what
+# else is made like them. <s> and </s> are not here: they are HTML, too.
+_BAR = r"(?:\||\uff5c)"
+_WORD = r"[a-z0-9_\u2581-]"
 _NAME = 40
 _TOKEN = re.compile(
-    rf"<(?:\||｜)([a-z0-9_▁-]{{1,{_NAME}}})(?:\||｜)>"
+    rf"<{_BAR}({_WORD}{{1,{_NAME}}}){_BAR}>"
     r"|<((?:start|end)_of_turn|unused\d{1,3}|/?tool_call|/?tool_response)>"
     r"|\[(/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT))\]"
     r"|<<(/?SYS)>>",
@@ -25,8 +24,7 @@ _TOKEN = re.compile(
 )
 _LONGEST = _NAME + 4
 _PARTIAL = re.compile(
-    rf"(?:<(?:\||｜)[a-z0-9_▁-]{{0,{_NAME}}}(?:\||｜)?|<<?/?[a-z0-9_]{{0,{_NAME}}}>?|\[/?[a-z_]{{0,20}})$",
-    re.IGNORECASE,
+    rf"(?:<{_BAR}{_WORD}{{0,{_NAME}}}{_BAR}?|<<?/?[a-z0-9_]{{0,{_NAME}}}>?|\[/?[a-z_]{{0,20}})$", re.IGNORECASE
 )
 _OPENS = ("<", "[")
 # What may not leave: controls but tab and newline (C0, DEL, C1), and code points that never are characters.
@@ -64,11 +62,9 @@ def show(text: str, rules: MaskRules = EVERYWHERE) -> Masked:
 class StreamShow:
     """Shows an answer that arrives in pieces; used like StreamMask. Not for several tasks at once."""
 
-    def __init__(self, rules: MaskRules = EVERYWHERE, *, most: int = MOST_CHARACTERS) -> None:
-        """most: characters that are passed on; then CUT follows, and nothing more."""
+    def __init__(self, rules: MaskRules = EVERYWHERE) -> None:
         self._cleaning = _Clean()
         self._masking = StreamMask(rules)
-        self._left = most
 
     @property
     def found(self) -> list[str]:
@@ -82,20 +78,11 @@ class StreamShow:
 
     def feed(self, piece: str) -> str:
         """Take a piece, return what can be shown by now."""
-        return self._bounded(self._masking.feed(self._cleaning.feed(piece))) if self._left >= 0 else ""
+        return self._masking.feed(self._cleaning.feed(piece))
 
     def flush(self) -> str:
         """Return what was held back; nothing more is fed after this."""
-        if self._left < 0:
-            return ""
-        return self._bounded(self._masking.feed(self._cleaning.flush()) + self._masking.flush())
-
-    def _bounded(self, text: str) -> str:
-        if len(text) <= self._left:
-            self._left -= len(text)
-            return text
-        text, self._left = text[: self._left] + CUT, -1
-        return text
+        return self._masking.feed(self._cleaning.flush()) + self._masking.flush()
 
 
 class _Clean:

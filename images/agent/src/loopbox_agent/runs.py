@@ -39,7 +39,7 @@ from loopbox_agent.model import OllamaSettings
 from loopbox_agent.model_pool import BrokeOffError, ModelPool
 from loopbox_agent.moderation import Moderation, Verdict
 from loopbox_agent.output_watch import OutputWatch
-from loopbox_agent.quarantine import Finding
+from loopbox_agent.quarantine import MOST_TEXT_BYTES, Finding
 from loopbox_agent.reminding import Reminding
 from loopbox_agent.retry import Retries
 from loopbox_agent.risk import InputBlockedError, Risk
@@ -185,7 +185,7 @@ class AgentWork(Work):
                 kind="output",
                 score=risk.score,
                 findings=findings,
-                text=self.output,
+                text=self.output.encode()[:MOST_TEXT_BYTES].decode(errors="ignore"),
             )
         )
 
