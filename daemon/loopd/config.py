@@ -113,6 +113,8 @@ class AgentSettings(BaseModel):
     max_concurrent_runs: Annotated[int, Field(ge=1, le=10_000)] = 128
     database_url: Annotated[str, Field(pattern=r"^(|postgresql\+asyncpg://[^\s]{1,500})$")] = ""  #: empty: SQLite
     search_url: Annotated[str, Field(pattern=r"^(|https?://[^\s]{1,500})$")] = ""  #: a SearxNG; '': no web search
+    #: score of moderation from which an answer waits for a review; 90: what is about minors; 101: none
+    hold_output_from: Annotated[int, Field(ge=1, le=101)] = 90
     secrets_dir: Path | None = None  #: files that it may read: database-password, headers of MCP servers
 
 

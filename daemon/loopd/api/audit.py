@@ -16,7 +16,11 @@ from loopd.principal import Role
 AFTER = Query(name="after", description="entries after this sequence number")
 LIMIT = Query(name="limit", description="at most so many", least=1, most=PAGE, default=100)
 
-ALERTING = {"input.held": "An input waits for a review", "input.blocked": "An input was blocked"}
+ALERTING = {
+    "input.held": "An input waits for a review",
+    "input.blocked": "An input was blocked",
+    "output.held": "An answer waits for a review",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

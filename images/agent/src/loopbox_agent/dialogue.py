@@ -31,9 +31,10 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RunUsage
 
+from loopbox_agent.clean import StreamShow, show
 from loopbox_agent.context import KeepInContext
 from loopbox_agent.forced import ModelOutputInvalidError
-from loopbox_agent.mask import EVERYWHERE, MaskRules, StreamMask, mask
+from loopbox_agent.mask import EVERYWHERE, MaskRules
 from loopbox_agent.turn_calls import TurnCalls
 
 MOST_RESTARTS: Final = 3
@@ -93,7 +94,7 @@ class Dialogue:
                 elif self._heard:
                     asked = []
                 elif text := response.text:
-                    return mask(text, self.rules).text
+                    return show(text, self.rules).text
                 else:
                     asked = [self._nothing(response)]
         finally:
@@ -125,7 +126,7 @@ class Dialogue:
             return response
 
     async def _ask(self) -> ModelResponse:
-        masking = StreamMask(self.rules)
+        masking = StreamShow(self.rules)
         self._said.clear()
         try:
             async with self.model.request_stream(self.history, self.settings, self._parameters) as answer:

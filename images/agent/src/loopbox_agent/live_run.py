@@ -97,6 +97,18 @@ class LiveRun:
         for changed in self._changed:
             changed.set()
 
+    def withdraw(self) -> None:
+        """Take back the answer as far as it was told, and tell no more but the end; who has read it, has read it."""
+        told = sum(len(event.body["text"]) for event in self.events if event.name == "text.delta")
+        told -= sum(event.body["characters"] for event in self.events if event.name == "text.reset")
+        if told:
+            self.tell("text.reset", {"characters": told})
+        self.events[:] = [
+            Event(event.number, event.name, {"text": ""}) if event.name == "text.delta" else event
+            for event in self.events
+        ]
+        self.mute = True
+
     async def follow(self, after: int = 0) -> AsyncIterator[Sequence[Event]]:
         """Yield the events after a number, as many together as there are (64 at most), until the run has ended."""
         changed = asyncio.Event()

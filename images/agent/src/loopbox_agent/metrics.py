@@ -53,6 +53,18 @@ class Metrics:
             ["tool", "outcome"],
             registry=self.registry,
         )
+        self.tool_results = Counter(
+            "loopbox_agent_tool_results_total",
+            "Tool results from outside by what was done about them.",
+            ["band"],
+            registry=self.registry,
+        )
+        self.outputs_flagged = Counter(
+            "loopbox_agent_outputs_flagged_total",
+            "Answers that moderation found something in, by category and verdict.",
+            ["category", "verdict"],
+            registry=self.registry,
+        )
         self.model_tries = Counter(
             "loopbox_agent_model_tries_total",
             "Requests to each model by what came of them.",

@@ -24,6 +24,7 @@ from loopbox_agent.mcp_servers import McpServers
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.model import OllamaModel, Served
 from loopbox_agent.model_pool import ModelPool
+from loopbox_agent.moderation import Moderation
 from loopbox_agent.pool_member import PoolMember, parse_members
 from loopbox_agent.remote_model import open_remotes
 from loopbox_agent.reviews import Reviews
@@ -130,7 +131,16 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         )
         pool = ModelPool(members, build, told=metrics.tried)
         kit = Kit(
-            settings, engine, toolkit, metrics, store, audit, Risk(Threats(), store.memories), pool, meters=meters
+            settings,
+            engine,
+            toolkit,
+            metrics,
+            store,
+            audit,
+            Risk(Threats(), store.memories),
+            pool,
+            meters=meters,
+            moderation=Moderation(hold_from=settings.hold_output_from),
         )
         slots = Slots(settings.max_concurrent_runs, metrics)
         hub = Hub(settings, slots, metrics, store.run_log, lambda run, asked: AgentWork(kit, run, asked))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,9 @@ from loopbox_agent.run_records import ToolCallView
 from loopbox_agent.sandbox import Outcome
 from loopbox_agent.seen import Seen
 from loopbox_agent.subagents import Child
+from loopbox_agent.threats import ALLOW_UP_TO
 from loopbox_agent.tool_guard import ToolGuard
+from loopbox_agent.tool_results import Isolation, ToolResults, from_outside, refusal, shown
 from loopbox_agent.tool_spec import ToolSpec
 from loopbox_agent.toolkit import Tools
 
@@ -39,6 +42,10 @@ class RunTools:
     metrics: Metrics
     guard: ToolGuard
     most: int
+    results: ToolResults
+    isolation: Isolation = field(default_factory=Isolation)
+    hosts: bool = False  #: the sandbox reaches hosts that were granted
+    stained: bool = False  #: the sandbox holds or reaches what others wrote
     made: list[ToolCallView] = field(default_factory=list)
     child: Child | None = None
 
@@ -63,7 +70,10 @@ class RunTools:
         told = {"name": tool.name, "call_id": call_id, **({"child": self.child.id} if self.child else {})}
         self.run.tell("tool.started", {**told, "arguments": shown})
         begun = time.monotonic()
-        outcome = await self._journaled(tool, call_id, arguments)
+        if why := refusal(tool, self.isolation, hosts=self.hosts):
+            outcome = Outcome(why, {"text": why}, is_error=True)
+        else:
+            outcome = await self._journaled(tool, call_id, arguments)
         view = ToolCallView(
             name=tool.name,
             arguments=shown,
@@ -84,7 +94,33 @@ class RunTools:
             ms=view.duration_ms,
         )
         self.run.tell("tool.finished", {**view.model_dump(mode="json"), **told})
-        return outcome
+        if why or not from_outside(tool, stained=self.stained):
+            return outcome
+        return await self._looked_at(tool, outcome, told)
+
+    async def _looked_at(self, tool: ToolSpec, outcome: Outcome, told: Mapping[str, JsonValue]) -> Outcome:
+        """Return an outcome as the model is to see it; one that gives orders isolates the rest of the run."""
+        text, assessed = await self.results.look(outcome.text)
+        self.metrics.tool_results.labels(band=assessed.band.value).inc()
+        if assessed.score > ALLOW_UP_TO:
+            self.isolation.why = self.isolation.why or f"a result of {tool.name} holds text that gives orders"
+            found: dict[str, str | int] = {
+                "score": assessed.score,
+                "band": assessed.band.value,
+                "findings": assessed.names,
+            }
+            self.run.tell("tool.assessed", {**told, **found})
+            self.audit.tell(
+                "tool.assessed",
+                self.run.principal,
+                tool.name,
+                correlation_id=self.run.correlation_id,
+                run=self.run.id,
+                source=tool.source,
+                **found,
+            )
+        kept = f"People find it in the tool calls of run {self.run.id}."
+        return replace(outcome, text=shown(tool.name, text, assessed, kept=kept, nonce=lambda: secrets.token_hex(8)))
 
     async def _journaled(self, tool: ToolSpec, call_id: str, arguments: Mapping[str, JsonValue]) -> Outcome:
         async def make() -> Outcome:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 from pydantic_ai.messages import (
@@ -23,6 +23,7 @@ from loopbox_agent.audit import Audit, Scalar
 from loopbox_agent.breaker import Breakers
 from loopbox_agent.builtin_tools import Place
 from loopbox_agent.carried_through import carried_through
+from loopbox_agent.clean import show
 from loopbox_agent.context import KeepInContext
 from loopbox_agent.deadline import Deadline
 from loopbox_agent.delegation import NAME as DELEGATE
@@ -32,11 +33,13 @@ from loopbox_agent.engine import Engine
 from loopbox_agent.forced import check_arguments, fill
 from loopbox_agent.hub import Work
 from loopbox_agent.live_run import LiveRun
-from loopbox_agent.mask import mask, mask_json
+from loopbox_agent.mask import mask_json
 from loopbox_agent.metrics import Metrics
 from loopbox_agent.model import OllamaSettings
 from loopbox_agent.model_pool import BrokeOffError, ModelPool
-from loopbox_agent.quarantine import Finding
+from loopbox_agent.moderation import Moderation, Verdict
+from loopbox_agent.output_watch import OutputWatch
+from loopbox_agent.quarantine import MOST_TEXT_BYTES, Finding
 from loopbox_agent.reminding import Reminding
 from loopbox_agent.retry import Retries
 from loopbox_agent.risk import InputBlockedError, Risk
@@ -51,6 +54,8 @@ from loopbox_agent.threats import Assessment, Band
 from loopbox_agent.tokens import Meters
 from loopbox_agent.tool_guard import ToolGuard
 from loopbox_agent.tool_offer import ToolForbiddenError
+from loopbox_agent.tool_results import Isolation, ToolResults
+from loopbox_agent.tool_spec import ToolSpec
 from loopbox_agent.toolkit import Toolkit, Tools, Wanted
 from loopbox_agent.turn_calls import TurnCalls
 from loopbox_agent.turn_end import close_turn
@@ -75,6 +80,12 @@ class Kit:
     pool: ModelPool
     breakers: Breakers = field(default_factory=Breakers)
     meters: Meters = field(default_factory=Meters)
+    results: ToolResults = field(default_factory=ToolResults)
+    moderation: Moderation = field(default_factory=Moderation)
+    urgent: Moderation = field(init=False)  #: the rules of it that hold an answer by themselves
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "urgent", self.moderation.holding())
 
 
 @dataclass
@@ -93,6 +104,11 @@ class AgentWork(Work):
     dialogue: Dialogue | None = None
     deadline: Deadline = field(default_factory=Deadline.never)
     held: bool = False  #: whether the output waits for a review
+    watch: OutputWatch = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        kit = self.kit
+        self.watch = OutputWatch(self.run, kit.moderation, kit.urgent, kit.audit, kit.metrics)
 
     def result(self, status: RunStatus) -> RunResult:
         """Return what there is so far."""
@@ -100,8 +116,8 @@ class AgentWork(Work):
         return RunResult(
             run_id=self.run.id,
             status=status,
-            output=HELD if status == "held" else output,
-            structured=None if status == "held" else self.structured,
+            output=(HELD if status == "held" else "") if self.held else output,
+            structured=None if self.held else self.structured,
             tool_calls=[] if self.held else self.made,
             usage=self.usage,
             model=self.kit.settings.model,
@@ -125,6 +141,10 @@ class AgentWork(Work):
                 await self._forced(asked.tool_choice, tools)
             else:
                 await self._free(tools, history, shape)
+                said = await self.watch.judge(self.output)
+                if said.verdict is Verdict.HOLD:
+                    self.held = True
+                    risk = replace(risk, score=max(risk.score, said.score), findings=(*said.found, *risk.findings))
         if self.held:
             await self._hold_back(risk)
             return "held"
@@ -165,7 +185,7 @@ class AgentWork(Work):
                 kind="output",
                 score=risk.score,
                 findings=findings,
-                text=self.output,
+                text=self.output.encode()[:MOST_TEXT_BYTES].decode(errors="ignore"),
             )
         )
 
@@ -189,8 +209,9 @@ class AgentWork(Work):
             most_calls=kit.settings.max_tool_calls,
         )
         tools = await kit.toolkit.open(wanted, stack, {DELEGATE: delegation.call})
+        stained = False
         if tools.sandbox is not None and self.run.thread:
-            await self._hold_workspace(stack, tools)
+            stained = await self._hold_workspace(stack, tools)
         made = RunTools(
             run=self.run,
             tools=tools,
@@ -199,17 +220,21 @@ class AgentWork(Work):
             metrics=kit.metrics,
             guard=ToolGuard(kit.breakers, Retries(self.deadline), scope=self.run.principal.user),
             most=kit.settings.max_tool_calls,
+            results=kit.results,
+            isolation=Isolation("" if risk.band is Band.ALLOW else "the request's risk is too high"),
+            hosts=bool(asked.hosts) and risk.band is Band.ALLOW,
+            stained=stained or bool(asked.hosts) or any(_surfs(tool) for tool in tools.offer.tools),
         )
         self.made, delegation.tools = made.made, made
         return made
 
-    async def _hold_workspace(self, stack: AsyncExitStack, tools: Tools) -> None:
-        """Fill the sandbox with the conversation's files, and keep what the run leaves of them."""
+    async def _hold_workspace(self, stack: AsyncExitStack, tools: Tools) -> bool:
+        """Fill the sandbox with the conversation's files, and keep what the run leaves; return if there were any."""
         path = self.kit.store.workspace(self.run.thread or "")
         sandbox = tools.sandbox
         if sandbox is None:
-            return
-        if await asyncio.to_thread(path.is_file):
+            return False
+        if there := await asyncio.to_thread(path.is_file):
             await sandbox.workspace.import_(path)
             tools.caller.schedule.distrust(f"sandbox:{self.run.id}")
 
@@ -218,6 +243,7 @@ class AgentWork(Work):
                 await carried_through(sandbox.workspace.export(path, most=self.kit.settings.max_workspace_bytes))
 
         stack.push_async_callback(keep)
+        return there
 
     async def _hold_thread(self, stack: AsyncExitStack) -> list[ModelMessage]:
         """Return the conversation so far, which nobody else adds to until this run's part of it is saved."""
@@ -238,10 +264,12 @@ class AgentWork(Work):
         if self.dialogue is not None:
             self.added, said = self.dialogue.fresh, self.dialogue.said
         added = self.added if self.whole else close_turn(self.added, self.asked.instruction, said)
+        if self.held:  # its user may read the conversation
+            added = close_turn((), self.asked.instruction, HELD)
         kept = masked(added)
         tokens = self.usage.input_tokens + self.usage.output_tokens
         last = await self.kit.store.threads.append(thread, self.run.id, kept, tokens)
-        if self.dialogue is not None and self.dialogue.compacted and self.whole:
+        if self.dialogue is not None and self.dialogue.compacted and self.whole and not self.held:
             # The kept messages, too: in the compressed history their token counts are marked as out of date.
             await self.kit.store.threads.compact(thread, self.run.id, last, masked(self.dialogue.history))
 
@@ -259,7 +287,7 @@ class AgentWork(Work):
             arguments = choice.arguments
             check_arguments(tool, arguments)
         call = ToolCallPart(tool.name, arguments, f"call_{self.run.id[4:]}")
-        self.output = mask((await tools.call(tool, call.tool_call_id, arguments)).text).text
+        self.output = show((await tools.call(tool, call.tool_call_id, arguments)).text).text
         self.added = (
             ModelRequest.user_text_prompt(self.asked.instruction),
             ModelResponse([call]),
@@ -282,7 +310,7 @@ class AgentWork(Work):
             model=model,
             settings=wanted,
             most_turns=settings.max_turns,
-            tell=self.run.tell,
+            tell=self.watch.tell,
             instructions=asked.system,
             tools=TurnCalls(tools, tools.tools.offer.tools) if tools else TurnCalls(),
             listen=self.run.listen,
@@ -325,6 +353,10 @@ class AgentWork(Work):
 
 
 AS_JSON = "Now give your answer as one JSON object that fits the schema you are bound to, and nothing else."
+
+
+def _surfs(tool: ToolSpec) -> bool:
+    return tool.kind == "sandbox" and tool.level == "network"
 
 
 def masked(messages: Sequence[ModelMessage]) -> list[ModelMessage]:

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     egress_proxy: str = ""  #: unix:/run/egress/egress.sock where hosts were granted; '': the agent has no way out
     max_concurrent_runs: int = Field(default=128, ge=1, le=10_000)
     run_timeout_s: Seconds = 300.0
+    #: score of moderation from which an answer waits for a review; 101: none does
+    hold_output_from: int = Field(default=90, ge=1, le=101)
     tool_timeout_s: Seconds = 120.0  #: of one tool call; the tool runner has tighter limits of its own
     engine_connect_s: Seconds = 5.0
     engine_silence_s: Seconds = 120.0  #: longest wait for the next token; the first includes reading the prompt

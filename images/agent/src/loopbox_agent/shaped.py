@@ -11,7 +11,7 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.settings import ModelSettings
 
-from loopbox_agent.mask import mask
+from loopbox_agent.clean import show
 from loopbox_agent.structured import Shape, settle_output
 
 
@@ -53,7 +53,7 @@ async def shaped_answer(  # noqa: PLR0913 one question and what it stands in
 
     text = await ask(prompt)
     value = await settle_output(shape, text, ask)
-    last = mask(responses[-1].text or "").text
+    last = show(responses[-1].text or "").text
     return ShapedAnswer(
         value,
         last,

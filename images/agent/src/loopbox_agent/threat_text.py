@@ -68,8 +68,11 @@ class Plain:
     was_cut: bool
 
 
-def plain(text: str) -> Plain:
-    """Return what a text says. Of more than 65,536 characters the middle is left out."""
+def plain(text: str, *, decode: bool = True) -> Plain:
+    """Return what a text says. Of more than 65,536 characters the middle is left out.
+
+    decode: read encoded spans, too; Unicode tags are always read.
+    """
     was_cut = len(text) > LONGEST
     if was_cut:
         text = f"{text[:_HEAD]}\n{text[_HEAD - LONGEST :]}"
@@ -78,7 +81,7 @@ def plain(text: str) -> Plain:
     if not text.isascii():
         text = _uncover(text, disguises, decoded)[:LONGEST]
     budget = _DECODED_BUDGET
-    level = [text]
+    level = [text] if decode else []
     for _ in range(2):
         level = [span for one in level for span in _decode(one, disguises)][:_MOST_SPANS]
         for index, span in enumerate(level):

@@ -5,6 +5,8 @@ The score is telemetry with consequences, not the boundary: that is the sandbox 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -78,23 +80,56 @@ def band_of(score: int) -> Band:
     return Band.REVIEW if score <= REVIEW_UP_TO else Band.BLOCK
 
 
+class Forms:
+    """Some patterns, compiled once. Stateless and safe to share."""
+
+    def __init__(self, patterns: Iterable[Pattern] = PATTERNS, *, reach: int = _REACH) -> None:
+        """patterns: disguises among them are left out. reach: characters; more than a form has beside its cue."""
+        self._reach = reach
+        self._forms = [(one, one.compiled()) for one in patterns if not one.is_disguise]
+        self._cues = sorted({cue for one, _ in self._forms for cue in one.cues})
+
+    def found(self, text: str, *, hidden: bool = False) -> list[Finding]:
+        """Return what of them is in a text; hidden: it was in an encoded span."""
+        lowered = text.lower()
+        there = {cue for cue in self._cues if cue in lowered}
+        findings: list[Finding] = []
+        for pattern, form in self._forms:
+            cues = there.intersection(pattern.cues)
+            if cues and (match := self._search(form, lowered, cues)):
+                weight = min(100, pattern.weight + (_DISGUISED_MORE if hidden else 0))
+                excerpt = " ".join(match[0].split())[:_MOST_EXCERPT]
+                findings.append(Finding(pattern.id, pattern.group, weight, excerpt, hidden))
+        return findings
+
+    def _search(self, form: re.Pattern[str], lowered: str, cues: Iterable[str]) -> re.Match[str] | None:
+        """Search where one of the cues is near: a form holds one, so most of a long text need not be searched."""
+        start, end = 0, -1
+        for at in sorted(at for cue in cues for at in _places(lowered, cue, self._reach)):
+            if at - self._reach > end:
+                if end >= 0 and (match := form.search(lowered, start, end)):
+                    return match
+                start = max(0, at - self._reach)
+            end = at + self._reach
+        return form.search(lowered, start, end)
+
+
 class Threats:
     """The patterns and the classifier, read once. Stateless and safe to share."""
 
     def __init__(self, model: ThreatModel | None = None) -> None:
         """model: another one than the package's. Raises ValueError if its file is no model."""
         self._model = model or ThreatModel.read()
-        self._forms = [(one, one.compiled()) for one in PATTERNS if not one.is_disguise]
-        self._cues = sorted({cue for one, _ in self._forms for cue in one.cues})
+        self._forms = Forms()
         self._disguises = [(one, frozenset(one.form.split("|"))) for one in PATTERNS if one.is_disguise]
 
     def assess(self, text: str, session: SessionRisk = SessionRisk()) -> Assessment:
         """Return how dangerous a text is. Of more than 65,536 characters, the beginning and the end are read."""
         seen = plain(text)
-        findings = [*self._found(seen.text, hidden=False), *self._disguised(seen)]
+        findings = [*self._forms.found(seen.text), *self._disguised(seen)]
         for span in seen.decoded:
-            findings += self._found(span, hidden=True)
-        findings = _once(findings)
+            findings += self._forms.found(span, hidden=True)
+        findings = once(findings)
         probability = max(map(self._model.probability, (seen.text, *seen.decoded)))
         by_model = model_score(probability)
         if by_model > ALLOW_UP_TO:
@@ -106,22 +141,6 @@ class Threats:
         return Assessment(
             score, band_of(score), tuple(findings), text_score, probability, SessionRisk(pressure, session.turns + 1)
         )
-
-    def _found(self, text: str, *, hidden: bool) -> list[Finding]:
-        lowered = text.lower()
-        first = {cue: at for cue in self._cues if (at := lowered.find(cue)) >= 0}
-        findings: list[Finding] = []
-        for pattern, form in self._forms:
-            begins = [first[cue] for cue in pattern.cues if cue in first]
-            if not begins:
-                continue
-            # A form holds one of its cues, so it lies near them: of a long text, most need not be searched.
-            ends = max(lowered.rfind(cue) for cue in pattern.cues) + _REACH
-            if match := form.search(lowered, max(0, min(begins) - _REACH), ends):
-                weight = min(100, pattern.weight + (_DISGUISED_MORE if hidden else 0))
-                excerpt = " ".join(match[0].split())[:_MOST_EXCERPT]
-                findings.append(Finding(pattern.id, pattern.group, weight, excerpt, hidden))
-        return findings
 
     def _disguised(self, seen: Plain) -> list[Finding]:
         return [
@@ -155,7 +174,19 @@ def combine(findings: list[Finding], by_model: int) -> int:
     return min(100, round(100 * (1 - innocent)) + 4 * weak)
 
 
-def _once(findings: list[Finding]) -> list[Finding]:
+def _places(text: str, cue: str, apart: int) -> Iterator[int]:
+    """Yield where a cue is: of several within a reach, the first and the last."""
+    at = text.find(cue)
+    while at >= 0:
+        yield at
+        if (last := text.rfind(cue, at + 1, at + apart + len(cue))) >= 0:
+            yield last
+            at = last
+        at = text.find(cue, at + 1)
+
+
+def once(findings: list[Finding]) -> list[Finding]:
+    """Return each pattern's heaviest finding."""
     best: dict[str, Finding] = {}
     for one in findings:
         if one.id not in best or best[one.id].weight < one.weight:
@@ -168,4 +199,16 @@ def pattern_by_id(identity: str) -> Pattern | None:
     return next((one for one in PATTERNS if one.id == identity), None)
 
 
-__all__ = ["Assessment", "Band", "Finding", "Group", "SessionRisk", "Threats", "band_of", "pattern_by_id"]
+__all__ = [
+    "Assessment",
+    "Band",
+    "Finding",
+    "Forms",
+    "Group",
+    "SessionRisk",
+    "Threats",
+    "band_of",
+    "combine",
+    "once",
+    "pattern_by_id",
+]
