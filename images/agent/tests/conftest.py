@@ -17,6 +17,7 @@ import httpx2
 import pytest
 import uvicorn
 from aiohttp import web
+from fastapi import FastAPI
 from mcp.server.lowlevel.server import Server
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import CallToolResult, ListToolsResult, TextContent, Tool
@@ -196,8 +197,20 @@ class _Uvicorn(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any, listening: socket.socket) -> AsyncIterator[None]:  # Any: an ASGI application
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="websockets-sansio", timeout_graceful_shutdown=1)
+async def serving(
+    app: Any,  # Any: an ASGI application
+    listening: socket.socket,
+    *,
+    ws_max_size: int = 1 << 20,
+) -> AsyncIterator[None]:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        ws="websockets-sansio",
+        ws_max_size=ws_max_size,
+        timeout_graceful_shutdown=1,
+    )
     server = _Uvicorn(config)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     async with asyncio.timeout(WAIT_S):
@@ -274,6 +287,7 @@ class Agent:
 
     http: httpx2.AsyncClient
     settings: Settings
+    app: FastAPI
 
     async def run(self, **body: object) -> httpx2.Response:
         return await self.http.post("/agents/run-agent", json={"instruction": "Say hello.", **body})
@@ -317,10 +331,11 @@ class Launch:
         # TCP by name: asyncio sets TCP_NODELAY on no other, and each answer would wait 40 ms.
         listening = self.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP))
         listening.bind(("127.0.0.1", 0))
-        await self.stack.enter_async_context(serving(build_app(settings), listening))
+        app = build_app(settings)
+        await self.stack.enter_async_context(serving(app, listening, ws_max_size=settings.max_body_bytes))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         http = await self.stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False))
-        return Agent(http, settings)
+        return Agent(http, settings, app)
 
     async def stop(self) -> None:
         """Stop the agents that were started so far."""

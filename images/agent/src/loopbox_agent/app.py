@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from loopbox_agent import (
     routes_health,
@@ -22,13 +23,15 @@ from loopbox_agent import (
     routes_tools,
     run_socket,
 )
-from loopbox_agent.bodies import faults_of
+from loopbox_agent.bodies import faults_of, lift
 from loopbox_agent.correlate import Correlate
 from loopbox_agent.errors import AgentError, error_body, error_response, response_of
 from loopbox_agent.logs import configure_logs
 from loopbox_agent.parts import Parts, open_parts, package_version
 from loopbox_agent.serving import Serving
 from loopbox_agent.settings import Settings
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 def build_app(settings: Settings) -> FastAPI:
@@ -40,7 +43,16 @@ def build_app(settings: Settings) -> FastAPI:
             app.state.parts = parts
             yield
 
-    app = FastAPI(title="loopbox agent", version=package_version(), lifespan=lifespan)
+    app = FastAPI(
+        title="loopbox agent",
+        version=package_version(),
+        lifespan=lifespan,
+        docs_url=None,  # these pages load programs from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    document = app.openapi
+    app.openapi = lambda: lift(document())  # type: ignore[method-assign]  # the framework's documented way
     app.add_middleware(Correlate)
     _handle_errors(app)
     for module in (routes_runs, run_socket, routes_threads, routes_memory, routes_review, routes_tools, routes_health):
@@ -56,13 +68,23 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         faults = faults_of(error)
+        if any(fault["loc"][0] == "path" for fault in error.errors()):
+            return error_response(404, error_body("not_found", f"There can be nothing at this address: {faults[0]}."))
         return error_response(422, error_body("validation", "; ".join(faults), {"faults": list(faults)}))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         code = HTTPStatus(error.status_code).name.lower()
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return error_response(error.status_code, error_body(code, message), headers=error.headers)
+        headers = {"Allow": ", ".join(_allowed(request))} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else {}
+        return error_response(error.status_code, error_body(code, message), headers=headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods that an address takes; the router itself tells those of its first route alone."""
+    routes: list[BaseRoute] = request.app.router.routes
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    return [method for method, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in routes)]
 
 
 def main() -> None:

@@ -37,9 +37,9 @@ async def read_bytes(request: Request, *, most: int, within_s: float) -> bytes:
 
 
 def parse(record: type[Record], body: bytes | str) -> Record:
-    """Return the record. Raises RequestValidationError naming each fault."""
+    """Return the record, of the very types that the document says. Raises RequestValidationError naming each fault."""
     try:
-        return record.model_validate_json(body)
+        return record.model_validate_json(body, strict=True)
     except ValueError as error:
         faults: list[Any] = getattr(error, "errors", list)()  # Any: pydantic's dicts
         raise RequestValidationError([{**f, "loc": ("body", *f["loc"])} for f in faults]) from error
@@ -50,7 +50,23 @@ def faults_of(error: RequestValidationError) -> list[str]:
     return [f"{'.'.join(str(s) for s in f['loc'][1:]) or 'body'}: {f['msg']}" for f in error.errors()[:10]]
 
 
-def schema_of(record: type[BaseModel]) -> dict[str, Any]:  # Any: JSON schema
-    """Return what the OpenAPI document says of a body that we parse ourselves."""
-    content = {"application/json": {"schema": record.model_json_schema(ref_template="#/components/schemas/{model}")}}
-    return {"requestBody": {"content": content, "required": True}}
+def schema_of(record: type[BaseModel], *, required: bool = True) -> dict[str, Any]:  # Any: JSON schema
+    """Return what the OpenAPI document says of a body that we parse ourselves; `lift` makes it whole."""
+    schema = record.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": required}}
+
+
+def bytes_of(kind: str, *, required: bool = True) -> dict[str, Any]:  # Any: JSON schema
+    """Return what the OpenAPI document says of a body that is taken as it is."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}}}
+    return {"requestBody": {"content": content, "required": required}}
+
+
+def lift(document: dict[str, Any]) -> dict[str, Any]:  # Any: JSON schema
+    """Return an OpenAPI document with the parts of our own bodies' schemas where the references to them point."""
+    shared = document.setdefault("components", {}).setdefault("schemas", {})
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for body in operation.get("requestBody", {}).get("content", {}).values():
+                shared.update(body["schema"].pop("$defs", {}))
+    return document

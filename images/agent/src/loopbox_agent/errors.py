@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 from starlette.responses import JSONResponse
@@ -63,6 +63,11 @@ class ErrorBody(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     error: ErrorDetail
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:  # Any: the framework's own form
+    """Return what the OpenAPI document says of these statuses: that they come with an error body."""
+    return {status: {"model": ErrorBody} for status in statuses}
 
 
 def error_body(code: str, message: str, details: Mapping[str, JsonValue] | None = None) -> ErrorBody:

@@ -7,10 +7,11 @@ clients send. Where the appliance runs without authentication, everybody is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar
+
+from starlette.datastructures import Headers
 
 from loopbox_agent.errors import AgentError
 
@@ -58,11 +59,11 @@ class Principal:
 LOCAL = Principal("local", Role.ADMIN)
 
 
-def principal_of(headers: Mapping[str, str]) -> Principal:
+def principal_of(headers: Headers) -> Principal:
     """Return who asks. Raises ForbiddenError for headers that the gateway would not send."""
-    user, role = headers.get(USER_HEADER), headers.get(ROLE_HEADER)
-    if user is None and role is None:
-        return LOCAL
-    if user is None or not _USER.fullmatch(user) or role is None or role.upper() not in Role.__members__:
-        raise ForbiddenError("The request names no user and role that this agent knows; nothing was done.")
-    return Principal(user, Role[role.upper()])
+    match headers.getlist(USER_HEADER), headers.getlist(ROLE_HEADER):
+        case [], []:
+            return LOCAL
+        case [user], [role] if _USER.fullmatch(user) and role.upper() in Role.__members__:
+            return Principal(user, Role[role.upper()])
+    raise ForbiddenError("The request names no user and role that this agent knows; nothing was done.")

@@ -10,10 +10,12 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from loopbox_agent.errors import error_body, error_response
+from loopbox_agent.errors import error_body, error_response, refusals
 from loopbox_agent.parts import Wired, package_version
 
 router = APIRouter(tags=["health"])
+
+METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 @router.get("/health")
@@ -22,7 +24,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", response_model=dict[str, str], responses=refusals(503))
 async def ready(parts: Wired) -> Response:
     """Tell whether a request would be answered now."""
     if reason := await parts.unready():
@@ -53,7 +55,7 @@ async def detailed(parts: Wired) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses=METRICS)
 async def metrics(parts: Wired) -> Response:
     """Serve Prometheus metrics."""
     return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -8,13 +8,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from loopbox_agent.bodies import parse, read_bytes, schema_of
+from loopbox_agent.addresses import DocumentPath, MemoryPath
+from loopbox_agent.bodies import bytes_of, parse, read_bytes, schema_of
+from loopbox_agent.errors import refusals
 from loopbox_agent.knowledge import SHARED, Document, Passage
 from loopbox_agent.memory import Memory
 from loopbox_agent.parts import Wired
 from loopbox_agent.principal import Principal, Role, principal_of
 
-router = APIRouter(tags=["memory"])
+router = APIRouter(tags=["memory"], responses=refusals(403, 422, 503))
 
 Text = Annotated[str, Query(min_length=1, max_length=2000)]
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -76,7 +78,12 @@ async def search_memories(request: Request, parts: Wired, query: Text, limit: Li
     return {"memories": [_memory(m) for m in await parts.store.memories.recall(user, query, limit)]}
 
 
-@router.post("/agents/memory", status_code=201, openapi_extra=schema_of(MemoryRequest))
+@router.post(
+    "/agents/memory",
+    status_code=201,
+    openapi_extra=schema_of(MemoryRequest),
+    responses=refusals(408, 413, 507),
+)
 async def remember(request: Request, parts: Wired) -> MemoryView:
     """Remember something; what is known already is not kept twice."""
     principal = _writer(request)
@@ -85,8 +92,8 @@ async def remember(request: Request, parts: Wired) -> MemoryView:
     return _memory(await parts.store.memories.remember(principal.user, asked.text, tags=asked.tags, source="api"))
 
 
-@router.delete("/agents/memory/{memory_id}", status_code=204)
-async def forget(memory_id: Annotated[int, Field(ge=0, lt=1 << 62)], request: Request, parts: Wired) -> Response:
+@router.delete("/agents/memory/{memory_id:number}", status_code=204, responses=refusals(404, 507))
+async def forget(memory_id: MemoryPath, request: Request, parts: Wired) -> Response:
     """Forget one thing."""
     await parts.store.memories.forget(_writer(request).user, memory_id)
     return Response(status_code=204)
@@ -108,16 +115,21 @@ async def search_documents(
     return {"passages": [_passage(p) for p in await parts.store.knowledge.search(user, query, limit)]}
 
 
-@router.put("/agents/knowledge/{name}", status_code=201)
-async def add_document(name: str, request: Request, parts: Wired, *, shared: bool = False) -> DocumentView:
+@router.put(
+    "/agents/knowledge/{name}",
+    status_code=201,
+    openapi_extra=bytes_of("text/plain", required=False),
+    responses=refusals(404, 408, 409, 413, 507),
+)
+async def add_document(name: DocumentPath, request: Request, parts: Wired, *, shared: bool = False) -> DocumentView:
     """Add a text (UTF-8, the whole body), in the place of the one of that name. Shared ones take an operator."""
     owner = _owner(request, shared=shared)
     body = await read_bytes(request, most=parts.settings.max_body_bytes, within_s=parts.settings.send_timeout_s)
     return _document(await parts.store.knowledge.add(owner, name, body.decode(errors="replace")))
 
 
-@router.delete("/agents/knowledge/{name}", status_code=204)
-async def delete_document(name: str, request: Request, parts: Wired, *, shared: bool = False) -> Response:
+@router.delete("/agents/knowledge/{name}", status_code=204, responses=refusals(404, 507))
+async def delete_document(name: DocumentPath, request: Request, parts: Wired, *, shared: bool = False) -> Response:
     """Delete one."""
     await parts.store.knowledge.delete(_owner(request, shared=shared), name)
     return Response(status_code=204)

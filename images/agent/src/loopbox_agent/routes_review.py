@@ -10,15 +10,17 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from loopbox_agent.addresses import BeforeHeld, HeldPath, UserPath
 from loopbox_agent.bodies import parse, read_bytes, schema_of
+from loopbox_agent.errors import refusals
 from loopbox_agent.parts import Wired
 from loopbox_agent.personal_data import export
 from loopbox_agent.principal import Principal, Role, principal_of
 from loopbox_agent.quarantine import Held
 
-router = APIRouter(tags=["review"])
+router = APIRouter(tags=["review"], responses=refusals(403, 422, 503))
 
-UserPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
+JSON_LINES = {"application/x-ndjson": {"schema": {"type": "string"}}}
 
 
 class HeldView(BaseModel):
@@ -45,12 +47,12 @@ class RejectRequest(BaseModel):
     reason: Annotated[str, Field(max_length=1000)] = ""
 
 
-@router.get("/agents/quarantine")
+@router.get("/agents/quarantine", responses=refusals(404))
 async def list_held(
     request: Request,
     parts: Wired,
     state: Literal["waiting", "released", "rejected", "all"] = "waiting",
-    before: str | None = None,
+    before: BeforeHeld = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, list[HeldView]]:
     """List what was held back, newest first."""
@@ -59,15 +61,15 @@ async def list_held(
     return {"held": [_view(h) for h in await parts.store.quarantine.recent(asked, before=before, limit=limit)]}
 
 
-@router.get("/agents/quarantine/{held_id}")
-async def show_held(held_id: str, request: Request, parts: Wired) -> HeldView:
+@router.get("/agents/quarantine/{held_id}", responses=refusals(404))
+async def show_held(held_id: HeldPath, request: Request, parts: Wired) -> HeldView:
     """Show one."""
     _reviewer(request)
     return _view(await parts.store.quarantine.get(held_id))
 
 
-@router.post("/agents/quarantine/{held_id}/release")
-async def release_held(held_id: str, request: Request, parts: Wired) -> HeldView:
+@router.post("/agents/quarantine/{held_id}/release", responses=refusals(404, 409, 507))
+async def release_held(held_id: HeldPath, request: Request, parts: Wired) -> HeldView:
     """Let it through: its run is then completed and its user can read the output."""
     principal = _reviewer(request)
     held = await parts.store.quarantine.release(held_id, principal.user)
@@ -75,8 +77,12 @@ async def release_held(held_id: str, request: Request, parts: Wired) -> HeldView
     return _view(held)
 
 
-@router.post("/agents/quarantine/{held_id}/reject", openapi_extra=schema_of(RejectRequest))
-async def reject_held(held_id: str, request: Request, parts: Wired) -> HeldView:
+@router.post(
+    "/agents/quarantine/{held_id}/reject",
+    openapi_extra=schema_of(RejectRequest, required=False),
+    responses=refusals(404, 408, 409, 413, 507),
+)
+async def reject_held(held_id: HeldPath, request: Request, parts: Wired) -> HeldView:
     """Keep it back for good."""
     principal = _reviewer(request)
     body = await read_bytes(request, most=8192, within_s=parts.settings.body_timeout_s)
@@ -85,7 +91,11 @@ async def reject_held(held_id: str, request: Request, parts: Wired) -> HeldView:
     return _view(held)
 
 
-@router.get("/agents/users/{user}/export")
+@router.get(
+    "/agents/users/{user}/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": JSON_LINES}, **refusals(404)},
+)
 async def export_user(user: UserPath, request: Request, parts: Wired) -> StreamingResponse:
     """Return everything that is kept about a user, one JSON object a line; oneself, or anybody for an administrator."""
     _subject(request, user)
@@ -98,7 +108,7 @@ async def export_user(user: UserPath, request: Request, parts: Wired) -> Streami
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
 
 
-@router.delete("/agents/users/{user}/data")
+@router.delete("/agents/users/{user}/data", responses=refusals(404, 507))
 async def erase_user(user: UserPath, request: Request, parts: Wired) -> dict[str, int]:
     """Erase all that is kept about a user; the answer counts rows by table. Backups keep theirs until they go."""
     principal = _subject(request, user)

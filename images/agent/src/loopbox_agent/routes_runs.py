@@ -9,11 +9,12 @@ from contextlib import nullcontext
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
+from loopbox_agent.addresses import RunPath
 from loopbox_agent.bodies import parse, read_bytes, schema_of
 from loopbox_agent.correlate import correlation_id
-from loopbox_agent.errors import AgentError, ClientGoneError, response_of
+from loopbox_agent.errors import AgentError, ClientGoneError, ErrorBody, refusals, response_of
 from loopbox_agent.event_stream import EventStream, gone
 from loopbox_agent.hub import Hub
 from loopbox_agent.live_run import Event, LiveRun
@@ -25,10 +26,27 @@ from loopbox_agent.run_records import RunRequest, RunResult, RunView, SteerReque
 
 MOST_DIGITS = 9  # of an event's number
 
-router = APIRouter(tags=["runs"])
+EVENT = {
+    "type": "object",
+    "description": "One of the events; data is JSON: what run.completed tells is the body of a blocking answer.",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["id", "event", "data"],
+}
+EVENTS = {"text/event-stream": {"schema": EVENT}}
+
+router = APIRouter(tags=["runs"], responses=refusals(403, 422, 503))
 
 
-@router.post("/agents/run-agent", response_model=RunResult, openapi_extra=schema_of(RunRequest))
+@router.post(
+    "/agents/run-agent",
+    response_model=RunResult,
+    openapi_extra=schema_of(RunRequest),
+    responses={
+        200: {"content": EVENTS},
+        202: {"model": RunView},
+        **refusals(400, 404, 408, 409, 413, 429, 502, 504, 507),
+    },
+)
 async def run_agent(request: Request, parts: Wired) -> Response:
     """Run an instruction. With "stream" true the answer is a stream of server-sent events, with "background" an id."""
     principal = principal_of(request.headers)
@@ -60,8 +78,8 @@ async def list_runs(
     return {"runs": [_past(run) for run in await parts.store.run_log.recent(principal.user, limit=limit)]}
 
 
-@router.get("/agents/runs/{run_id}")
-async def show_run(run_id: str, request: Request, parts: Wired) -> RunView:
+@router.get("/agents/runs/{run_id}", responses=refusals(404))
+async def show_run(run_id: RunPath, request: Request, parts: Wired) -> RunView:
     """Show one, with its result once it has one."""
     principal = principal_of(request.headers)
     if run := parts.hub.find(run_id, principal):
@@ -69,8 +87,12 @@ async def show_run(run_id: str, request: Request, parts: Wired) -> RunView:
     return _past(await parts.store.run_log.get(principal.user, run_id))
 
 
-@router.get("/agents/runs/{run_id}/events")
-async def follow_run(run_id: str, request: Request, parts: Wired) -> Response:
+@router.get(
+    "/agents/runs/{run_id}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": EVENTS}, **refusals(404)},
+)
+async def follow_run(run_id: RunPath, request: Request, parts: Wired) -> Response:
     """Follow a run as server-sent events, from the one after Last-Event-ID on."""
     principal = principal_of(request.headers)
     after = last_event_id(request.headers.get("Last-Event-ID", ""))
@@ -81,8 +103,8 @@ async def follow_run(run_id: str, request: Request, parts: Wired) -> Response:
     return EventStream(request, following, run_id=past.id, send_timeout_s=parts.settings.send_timeout_s)
 
 
-@router.post("/agents/runs/{run_id}/cancel")
-async def cancel_run(run_id: str, request: Request, parts: Wired) -> Response:
+@router.post("/agents/runs/{run_id}/cancel", response_model=RunResult | ErrorBody, responses=refusals(404))
+async def cancel_run(run_id: RunPath, request: Request, parts: Wired) -> Response:
     """End a run; answered once nothing of it is left. The body is what it had so far."""
     principal = principal_of(request.headers)
     principal.require(Role.USER)
@@ -93,8 +115,13 @@ async def cancel_run(run_id: str, request: Request, parts: Wired) -> Response:
     return JSONResponse(run.events[-1].body)
 
 
-@router.post("/agents/runs/{run_id}/steer", status_code=202, openapi_extra=schema_of(SteerRequest))
-async def steer_run(run_id: str, request: Request, parts: Wired) -> RunView:
+@router.post(
+    "/agents/runs/{run_id}/steer",
+    status_code=202,
+    openapi_extra=schema_of(SteerRequest),
+    responses=refusals(404, 408, 409, 413, 429),
+)
+async def steer_run(run_id: RunPath, request: Request, parts: Wired) -> RunView:
     """Put a message into a run; the model reads it before its next turn."""
     principal = principal_of(request.headers)
     principal.require(Role.USER)

@@ -11,16 +11,19 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
-from loopbox_agent.bodies import parse, read_bytes, schema_of
+from loopbox_agent.addresses import BeforeThread, ThreadPath
+from loopbox_agent.bodies import bytes_of, parse, read_bytes, schema_of
+from loopbox_agent.errors import refusals
 from loopbox_agent.parts import Wired
 from loopbox_agent.principal import Role, principal_of
 from loopbox_agent.records import NotFoundError
 from loopbox_agent.threads import StoredMessage, Thread
 from loopbox_agent.workspaces import save_tar
 
-router = APIRouter(tags=["threads"])
+router = APIRouter(tags=["threads"], responses=refusals(403, 422, 503))
 
 Limit = Annotated[int, Query(ge=1, le=200)]
+TAR = "application/x-tar"
 IMPORT_S = 120.0  # for a client to send its files
 
 
@@ -50,7 +53,12 @@ class MessageView(BaseModel):
     message: Any  #: Any: JSON of a ModelMessage
 
 
-@router.post("/agents/threads", status_code=201, openapi_extra=schema_of(ThreadRequest))
+@router.post(
+    "/agents/threads",
+    status_code=201,
+    openapi_extra=schema_of(ThreadRequest, required=False),
+    responses=refusals(408, 409, 413, 507),
+)
 async def create_thread(request: Request, parts: Wired) -> ThreadView:
     """Begin a conversation."""
     principal = principal_of(request.headers)
@@ -60,23 +68,25 @@ async def create_thread(request: Request, parts: Wired) -> ThreadView:
     return _view(await parts.store.threads.create(principal.user, asked.title))
 
 
-@router.get("/agents/threads")
+@router.get("/agents/threads", responses=refusals(404))
 async def list_threads(
-    request: Request, parts: Wired, before: str | None = None, limit: Limit = 50
+    request: Request, parts: Wired, before: BeforeThread = None, limit: Limit = 50
 ) -> dict[str, list[ThreadView]]:
     """List one's own, the last used first."""
     user = principal_of(request.headers).user
     return {"threads": [_view(thread) for thread in await parts.store.threads.recent(user, before, limit)]}
 
 
-@router.get("/agents/threads/{thread_id}")
-async def show_thread(thread_id: str, request: Request, parts: Wired) -> ThreadView:
+@router.get("/agents/threads/{thread_id}", responses=refusals(404))
+async def show_thread(thread_id: ThreadPath, request: Request, parts: Wired) -> ThreadView:
     """Show one."""
     return _view(await parts.store.threads.get(principal_of(request.headers).user, thread_id))
 
 
-@router.patch("/agents/threads/{thread_id}", openapi_extra=schema_of(ThreadRequest))
-async def rename_thread(thread_id: str, request: Request, parts: Wired) -> ThreadView:
+@router.patch(
+    "/agents/threads/{thread_id}", openapi_extra=schema_of(ThreadRequest), responses=refusals(404, 408, 413, 507)
+)
+async def rename_thread(thread_id: ThreadPath, request: Request, parts: Wired) -> ThreadView:
     """Give it another title."""
     principal = principal_of(request.headers)
     principal.require(Role.USER)
@@ -85,8 +95,8 @@ async def rename_thread(thread_id: str, request: Request, parts: Wired) -> Threa
     return _view(await parts.store.threads.get(principal.user, thread_id))
 
 
-@router.delete("/agents/threads/{thread_id}", status_code=204)
-async def delete_thread(thread_id: str, request: Request, parts: Wired) -> Response:
+@router.delete("/agents/threads/{thread_id}", status_code=204, responses=refusals(404, 409, 507))
+async def delete_thread(thread_id: ThreadPath, request: Request, parts: Wired) -> Response:
     """Delete it with its messages and files."""
     principal = principal_of(request.headers)
     principal.require(Role.USER)
@@ -95,9 +105,9 @@ async def delete_thread(thread_id: str, request: Request, parts: Wired) -> Respo
     return Response(status_code=204)
 
 
-@router.get("/agents/threads/{thread_id}/messages")
+@router.get("/agents/threads/{thread_id}/messages", responses=refusals(404))
 async def list_messages(  # noqa: PLR0913 each is a part of the address
-    thread_id: str,
+    thread_id: ThreadPath,
     request: Request,
     parts: Wired,
     *,
@@ -112,18 +122,27 @@ async def list_messages(  # noqa: PLR0913 each is a part of the address
     return {"messages": [_message(stored) for stored in (found if dropped else found[-limit:])]}
 
 
-@router.get("/agents/threads/{thread_id}/workspace")
-async def export_workspace(thread_id: str, request: Request, parts: Wired) -> Response:
+@router.get(
+    "/agents/threads/{thread_id}/workspace",
+    response_class=FileResponse,
+    responses={200: {"content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}, **refusals(404)},
+)
+async def export_workspace(thread_id: ThreadPath, request: Request, parts: Wired) -> Response:
     """Return its files as a tar archive, as the last run left them."""
     thread = await parts.store.threads.get(principal_of(request.headers).user, thread_id)
     path = parts.store.workspace(thread.id)
     if not await asyncio.to_thread(path.is_file):
         raise NotFoundError(f"{thread.id} has no files yet: a run with tools keeps what it leaves in its workspace.")
-    return FileResponse(path, media_type="application/x-tar", filename=f"{thread.id}.tar")
+    return FileResponse(path, media_type=TAR, filename=f"{thread.id}.tar")
 
 
-@router.put("/agents/threads/{thread_id}/workspace", status_code=204)
-async def import_workspace(thread_id: str, request: Request, parts: Wired) -> Response:
+@router.put(
+    "/agents/threads/{thread_id}/workspace",
+    status_code=204,
+    openapi_extra=bytes_of(TAR),
+    responses=refusals(404, 408, 409, 413, 507),
+)
+async def import_workspace(thread_id: ThreadPath, request: Request, parts: Wired) -> Response:
     """Put a tar archive in the place of its files; its next run finds them. Refused while a run holds the thread."""
     principal = principal_of(request.headers)
     principal.require(Role.USER)

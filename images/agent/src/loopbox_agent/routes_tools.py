@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
+from loopbox_agent.addresses import ServerPath
 from loopbox_agent.bodies import parse, read_bytes, schema_of
+from loopbox_agent.errors import refusals
 from loopbox_agent.mcp_servers import Discovery, UnknownServerError
 from loopbox_agent.parts import Wired
 from loopbox_agent.principal import Principal, Role, principal_of
@@ -16,7 +18,7 @@ from loopbox_agent.toolkit import views
 
 MOST_BYTES = 64 << 10
 
-router = APIRouter(tags=["tools"])
+router = APIRouter(tags=["tools"], responses=refusals(403, 422, 503))
 
 
 class ServerView(BaseModel):
@@ -32,7 +34,7 @@ class ServerView(BaseModel):
     error: str
 
 
-@router.get("/agents/tools")
+@router.get("/agents/tools", responses=refusals(502))
 async def list_tools(request: Request, parts: Wired) -> dict[str, Any]:  # Any: JSON
     """List every tool that a run could be offered, from the agent, the sandbox and one's own MCP servers."""
     return dict(views(await parts.toolkit.registry(principal_of(request.headers).user)))
@@ -50,7 +52,12 @@ async def list_servers(request: Request, parts: Wired) -> dict[str, list[ServerV
     return {"servers": views_}
 
 
-@router.post("/agents/mcp-servers", status_code=201, openapi_extra=schema_of(McpServer))
+@router.post(
+    "/agents/mcp-servers",
+    status_code=201,
+    openapi_extra=schema_of(McpServer),
+    responses=refusals(408, 413, 507),
+)
 async def add_server(request: Request, parts: Wired) -> ServerView:
     """Add a server, or change the one by that name. It is asked nothing yet: see "test"."""
     principal = _owner(request)
@@ -61,8 +68,8 @@ async def add_server(request: Request, parts: Wired) -> ServerView:
     return _view(server, "unused", "")
 
 
-@router.delete("/agents/mcp-servers/{name}", status_code=204)
-async def remove_server(name: str, request: Request, parts: Wired) -> Response:
+@router.delete("/agents/mcp-servers/{name}", status_code=204, responses=refusals(404, 507))
+async def remove_server(name: ServerPath, request: Request, parts: Wired) -> Response:
     """Remove one."""
     principal = _owner(request)
     await parts.servers.remove(principal.user, name)
@@ -70,8 +77,8 @@ async def remove_server(name: str, request: Request, parts: Wired) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/agents/mcp-servers/{name}/test")
-async def test_server(name: str, request: Request, parts: Wired) -> dict[str, Any]:  # Any: JSON
+@router.post("/agents/mcp-servers/{name}/test", responses=refusals(404))
+async def test_server(name: ServerPath, request: Request, parts: Wired) -> dict[str, Any]:  # Any: JSON
     """Connect to one and say what it offers, or why it cannot be asked."""
     principal = _owner(request)
     for server in await parts.servers.list(principal.user):

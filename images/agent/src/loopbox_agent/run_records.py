@@ -49,9 +49,9 @@ class RunRequest(BaseModel):
     repeat_penalty: Annotated[float, Field(ge=0, le=4)] | None = None
     stop: Annotated[list[StopWord], Field(max_length=8)] = []
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None  #: less than the setting's
+    timeout_s: Annotated[float, Field(ge=1e-3, le=86_400, allow_inf_nan=False)] | None = None  #: at most the setting's
 
-    @field_validator("tool_choice", mode="before")
+    @field_validator("tool_choice", mode="before", json_schema_input_type=ToolName | ToolChoice | None)
     @classmethod
     def _named(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value

@@ -81,9 +81,10 @@ async def run_socket(socket: WebSocket) -> None:
     client = _Client(socket, parts, principal)
     try:
         while True:
-            await client.take(await socket.receive_text())
-    except (WebSocketDisconnect, KeyError):  # KeyError: a frame that is no text
-        pass
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                break
+            await client.take(message.get("text") or "")  # a frame of bytes is no message of ours
     finally:
         await client.leave()
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it is closed already
