@@ -62,6 +62,21 @@ async def test_a_sub_agent_is_reminded_of_its_own_tokens(agent: Agent, engine: S
     assert "python" in [name for name, _ in tools.ran]
 
 
+async def test_earlier_messages_are_read_back_by_number_and_by_words(agent: Agent, engine: StubEngine) -> None:
+    thread = (await agent.http.post("/agents/threads")).json()["thread_id"]
+    await agent.run(instruction="The boat is called Fulmar.", thread_id=thread)
+    for asked, told in (
+        ({"first": 0, "last": 0}, "[0] user: The boat is called Fulmar."),
+        ({"first": 1, "last": 1}, "[1] assistant: Hello there"),
+        ({"query": "fulmar", "last": 1}, "[0] user: The boat is called Fulmar."),
+        ({"query": "called Fulmar", "limit": 1}, "[0] user: The boat is called Fulmar."),
+        ({"first": 900}, "nothing fits; "),
+    ):
+        engine.scripts = [asks("read_back", **asked), says("Fulmar")]
+        answer = (await agent.run(tools=["read_back"], thread_id=thread)).json()
+        assert answer["tool_calls"][0]["result"]["text"].startswith(told), (asked, answer)
+
+
 async def test_a_document_is_found_by_the_model_and_by_nobody_else(agent: Agent, engine: StubEngine) -> None:
     added = await agent.http.put("/agents/knowledge/tides", content=b"High tide at Cuxhaven is at noon.", headers=ANNA)
     assert added.status_code == 201, added.text

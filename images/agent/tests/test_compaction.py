@@ -29,11 +29,11 @@ from pydantic_ai.usage import RequestUsage
 from loopbox_agent.compaction import GROWTH, TRIGGER, CompactionPlan, plan
 from loopbox_agent.context import KeepInContext
 from loopbox_agent.extract import extract, open_items_of
+from loopbox_agent.read_back import Back, tell_back
 from loopbox_agent.segments import MAX_CHARS, TITLES, Segments, merge_segments, parse_segments, shorten
 from loopbox_agent.summarise import Compacted, compact
 from loopbox_agent.tokens import ContextFullError, Meter
 from loopbox_agent.tool_spec import ToolSpec
-from loopbox_agent.transcript import read_back
 
 LIMIT = 3000
 LINES = st.text(min_size=1, max_size=80).map(lambda text: " ".join(text.split())).filter(bool)
@@ -316,15 +316,16 @@ def test_looking_for_lines_takes_bounded_time(text: str) -> None:
     asyncio.run(look())
 
 
-def test_messages_are_read_back_by_number_and_word() -> None:
-    long = conversation(2, 1500).messages
-    whole = read_back(long, first=0, last=1)
+def test_messages_that_are_read_back_are_told_up_to_a_length_and_where_to_go_on() -> None:
+    long = list(enumerate(conversation(2, 1500).messages))
+    whole = tell_back(Back(long[:2], len(long)))
     assert whole.startswith("[0] user: ")
     assert "[1] assistant" in whole
-    assert read_back(long, first=0, last=999, find="no such words").startswith("No message")
-    cut = read_back(long, first=0, last=999, longest=400)
+    assert tell_back(Back((), 3)).startswith("nothing fits; 3 messages")
+    cut = tell_back(Back(long, len(long)), longest=400)
     assert len(cut) < 1000
     assert "go on with first=" in cut
+    assert tell_back(Back(long[:1], len(long), goes_on=7)).endswith("[… go on with first=7]")
 
 
 async def test_a_run_is_kept_inside_its_context() -> None:

@@ -146,7 +146,9 @@ async def test_every_route_keeps_to_the_document_whatever_it_is_sent(agent: Agen
     rules = (await known_to(agent)).rules() if known else RULES
     text = await fuzz(agent, tmp_path, rules)
     _, _, warned = text.partition("Missing test data")  # what was never more than 404
-    assert ("{held_id}" in warned, "{thread_id}/workspace" in warned) == (not known, not known), text
+    assert ("{held_id}" in warned, "GET /agents/threads/{thread_id}/workspace" in warned) == (not known, not known), (
+        text
+    )
 
 
 def tar(**headers: str) -> bytes:
@@ -265,8 +267,8 @@ async def test_a_body_that_is_none_of_ours_is_refused_by_every_route_that_takes_
     asked = len(engine.orders)
     for one in JSON_BODIES:
         path = one.at()
-        for kind, there in (("thread", known.threads[0]), ("run", known.run), ("held", known.held)):
-            path = path.replace(f"{kind}_0123456789abcdef", there)
+        for noun, there in (("thread", known.threads[0]), ("run", known.run), ("held", known.held)):
+            path = path.replace(f"{noun}_0123456789abcdef", there)
         for number, (name, body) in enumerate(ODD_BODIES.items()):
             kind = KINDS[number % len(KINDS)]
             response = await agent.http.request(one.method, path, content=body, headers=kind)
@@ -324,7 +326,7 @@ async def test_a_tool_that_is_not_there_is_told_with_those_that_are(agent: Agent
     assert refused(await agent.run(tool_choice={"name": "../python"}), 422)["code"] == "validation"
 
 
-FORGED = (
+FORGED: tuple[dict[str, Any], ...] = (  # Any: text or bytes
     {"X-Loopbox-User": "anna"},
     {"X-Loopbox-Role": "admin"},
     {"X-Loopbox-User": "", "X-Loopbox-Role": "admin"},
@@ -363,7 +365,8 @@ async def test_a_user_that_is_named_twice_is_refused(agent: Agent) -> None:
 async def test_a_last_event_that_was_never_told_is_the_beginning(agent: Agent) -> None:
     run = (await agent.run()).json()["run_id"]
     for last in ("x", "-1", "9" * 30, "1.5", "\u00b2".encode("latin-1"), "", "0x1", "1, 2"):
-        response = await agent.http.get(f"/agents/runs/{run}/events", headers={"Last-Event-ID": last})
+        headers: dict[str, Any] = {"Last-Event-ID": last}  # Any: text or bytes
+        response = await agent.http.get(f"/agents/runs/{run}/events", headers=headers)
         assert (response.status_code, response.text[:6]) == (200, "id: 1\n"), last
 
 

@@ -12,17 +12,17 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from loopbox_agent.errors import AgentError
+from loopbox_agent.read_back import MOST, Asked, read_back, tell_back
 from loopbox_agent.sandbox import Outcome
 from loopbox_agent.store import Store
+from loopbox_agent.threads import MOST_MESSAGES
 from loopbox_agent.tool_spec import Effect, ToolSpec
-from loopbox_agent.transcript import tell
 from loopbox_agent.web_search import NAME as WEB_SEARCH
 from loopbox_agent.web_search import WebSearch
 
-MOST_SHOWN = 2000  # characters of one message that is read back
-
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 Most = Annotated[int, Field(ge=1, le=20)]
+Number = Annotated[int, Field(ge=0, le=MOST_MESSAGES)]
 
 
 class _Arguments(BaseModel):
@@ -39,7 +39,9 @@ class _Find(_Arguments):
 
 
 class _ReadBack(_Arguments):
-    query: str = Field(default="", max_length=400, description="Words that all must occur; empty for the newest.")
+    query: str = Field(default="", max_length=400, description="Words that all must occur; may be empty.")
+    first: Number = Field(default=0, description="Number of the first message, as [n] in a summary.")
+    last: Number = Field(default=MOST_MESSAGES, description="Number of the last message.")
     limit: Most = 5
 
 
@@ -121,12 +123,12 @@ class Builtins:
         return "\n\n".join(passages) or "no document has anything about that"
 
     async def read_back(self, place: Place, asked: _ReadBack) -> str:
-        """Read what was compressed out of the conversation."""
+        """Read earlier messages of the conversation word for word: by their numbers, else the newest that fit."""
         if place.thread is None:
             return "this run has no conversation that could have been compressed"
-        found = await self._store.threads.dropped(place.thread, asked.query or None, asked.limit)
-        words = [tell(stored.message, stored.seq, longest=MOST_SHOWN) for stored in reversed(found)]
-        return "\n".join(filter(None, words)) or "nothing fits"
+        numbers = {"first": asked.first, "last": asked.last} if asked.model_fields_set & {"first", "last"} else {}
+        wanted = Asked(**numbers, query=asked.query, most=MOST if numbers else asked.limit)
+        return tell_back(await read_back(self._store.database, place.thread, wanted))
 
     async def note(self, place: Place, asked: _Note) -> str:
         """Keep a note: for this conversation, else for this run."""
@@ -175,8 +177,8 @@ _TABLE = (
         "knowledge", "documents", "search",
     ),
     _tool(
-        "read_back", "Read earlier messages of this conversation that were summarised.", _ReadBack, Builtins.read_back,
-        "read", "history", "conversation", "memory",
+        "read_back", "Read earlier messages of this conversation word for word, by number or by words.", _ReadBack,
+        Builtins.read_back, "read", "history", "conversation", "memory",
     ),
     _tool("note", "Keep a note for this conversation.", _Note, Builtins.note, "write", "notes", "memory"),
     _tool("notes", "Read the notes of this conversation.", _Arguments, Builtins.notes, "read", "notes", "memory"),

@@ -326,5 +326,6 @@ def word_summary(segments: Segments, last: int) -> str:
     """Return the summary as the model reads it."""
     return (
         f"Messages 0 to {last} of this conversation are summarised here to save room. The tool `read_back`, where it "
-        "is offered, finds them word for word. Go on from here and do not repeat what is done.\n\n" + segments.render()
+        "is offered, gives them word for word by number. Go on from here and do not repeat what is done.\n\n"
+        + segments.render()
     )

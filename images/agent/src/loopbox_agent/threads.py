@@ -244,12 +244,7 @@ class Threads:
 
     async def dropped(self, thread_id: str, query: str | None = None, limit: int = 20) -> list[StoredMessage]:
         """Return what compactions dropped, newest first; query: words that all must occur in a message."""
-        words = plain(query or "").split()[:MOST_WORDS]
-        holds: list[ColumnElement[bool]] = [
-            func.lower(messages.c.body).contains(json.dumps(word.lower(), ensure_ascii=False)[1:-1], autoescape=True)
-            for word in words
-        ]
-        wanted = select(messages).where(messages.c.thread_id == thread_id, ~messages.c.active, *holds)
+        wanted = select(messages).where(messages.c.thread_id == thread_id, ~messages.c.active, *holding(query or ""))
         wanted = wanted.order_by(messages.c.seq.desc()).limit(max(1, min(limit, MOST_LISTED)))
         return _stored(await self._database.read(lambda connection: connection.execute(wanted).all()))
 
@@ -346,6 +341,14 @@ _COUNT_UP = (
     .where(threads.c.id == bindparam("thread"))
     .values(next_seq=bindparam("seq"), next_position=bindparam("place"), updated_at=bindparam("now"))
 )
+
+
+def holding(query: str) -> list[ColumnElement[bool]]:
+    """Return what holds of messages in which all words of a query occur."""
+    return [
+        func.lower(messages.c.body).contains(json.dumps(word.lower(), ensure_ascii=False)[1:-1], autoescape=True)
+        for word in plain(query).split()[:MOST_WORDS]
+    ]
 
 
 def _missing(thread_id: str) -> NotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from pydantic_ai.messages import (
@@ -16,7 +15,6 @@ from pydantic_ai.messages import (
 )
 
 LONGEST_PART: Final = 2000  #: characters of one part in a transcript
-LONGEST_BACK: Final = 16_000  #: characters that are read back at once
 
 
 def clip(text: str, longest: int) -> str:
@@ -57,23 +55,3 @@ def tell(message: ModelMessage, number: int, *, longest: int = LONGEST_PART) -> 
 def summary_of(message: ModelMessage) -> CompactionPart | None:
     """Return the summary in a message, None when it holds none of ours."""
     return next((part for part in message.parts if isinstance(part, CompactionPart) and part.metadata), None)
-
-
-def read_back(messages: Sequence[ModelMessage], *, first: int, last: int, find: str = "", longest: int = 8000) -> str:
-    """Return messages of a thread word for word, by their numbers (both inclusive), for the tool `read_back`.
-
-    messages: the thread as it was stored, nothing left out. find: only messages that hold these words.
-    longest: characters of the answer; what is left out is said with the number to go on with.
-    """
-    longest = max(200, min(longest, LONGEST_BACK))
-    told: list[str] = []
-    room = longest
-    for number in range(max(first, 0), min(last + 1, len(messages))):
-        words = tell(messages[number], number, longest=longest)
-        if not words or find.casefold() not in words.casefold():
-            continue
-        if len(words) > room and told:
-            return "\n".join([*told, f"[… go on with first={number}]"])
-        told.append(clip(words, room))
-        room -= len(words)
-    return "\n".join(told) or f"No message from {first} to {last} holds that; the thread has {len(messages)} messages."
