@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
 import json
+import tarfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +23,8 @@ from images.agent.tests.conftest import (
     piece,
     says,
 )
+
+from loopbox_agent.workspaces import PIECE, records_of
 
 OPERATOR = {"X-Loopbox-User": "olga", "X-Loopbox-Role": "operator"}
 ANNA = {"X-Loopbox-User": "anna", "X-Loopbox-Role": "user"}
@@ -63,13 +70,14 @@ async def test_a_sub_agent_is_reminded_of_its_own_tokens(agent: Agent, engine: S
 
 
 async def test_earlier_messages_are_read_back_by_number_and_by_words(agent: Agent, engine: StubEngine) -> None:
+    await agent.run(tools=["python"])  # what a sandbox offers is known from now on, and none is borrowed
     thread = (await agent.http.post("/agents/threads")).json()["thread_id"]
     await agent.run(instruction="The boat is called Fulmar.", thread_id=thread)
     for asked, told in (
         ({"first": 0, "last": 0}, "[0] user: The boat is called Fulmar."),
         ({"first": 1, "last": 1}, "[1] assistant: Hello there"),
         ({"query": "fulmar", "last": 1}, "[0] user: The boat is called Fulmar."),
-        ({"query": "called Fulmar", "limit": 1}, "[0] user: The boat is called Fulmar."),
+        ({"query": "words that nobody said"}, "nothing fits; "),
         ({"first": 900}, "nothing fits; "),
     ):
         engine.scripts = [asks("read_back", **asked), says("Fulmar")]
@@ -242,3 +250,51 @@ async def test_a_persons_data_is_exported_and_erased_by_those_who_may(agent: Age
     counts = (await agent.http.delete("/agents/users/anna/data", headers=ANNA)).json()
     assert counts["memories"] == 1
     assert (await agent.http.get("/agents/users/anna/export", headers=ANNA)).text.strip() == ""
+
+
+async def test_files_of_conversations_are_exported_and_erased_with_them(agent: Agent) -> None:
+    archives = {}
+    for size in (5, PIECE + 1, 3 * PIECE):
+        thread = (await agent.http.post("/agents/threads", headers=ANNA)).json()["thread_id"]
+        held = io.BytesIO()
+        with tarfile.open(fileobj=held, mode="w") as archive:
+            member = tarfile.TarInfo("notes")
+            member.size = size
+            archive.addfile(member, io.BytesIO(b"n" * size))
+        archives[f"{thread}.tar"] = held.getvalue()
+        path = f"/agents/threads/{thread}/workspace"
+        assert (await agent.http.put(path, content=held.getvalue(), headers=ANNA)).status_code == 204
+    others = (await agent.http.post("/agents/threads", headers=OPERATOR)).json()["thread_id"]
+    put = await agent.http.put(f"/agents/threads/{others}/workspace", content=held.getvalue(), headers=OPERATOR)
+    assert put.status_code == 204
+    lines = (await agent.http.get("/agents/users/anna/export", headers=ANNA)).text.splitlines()
+    found: dict[str, bytes] = {}
+    for record in (json.loads(line) for line in lines if '"file"' in line[:8]):
+        assert record["begin"] == len(found.get(record["file"], b""))
+        assert record["size"] == len(archives[record["file"]])
+        found[record["file"]] = found.get(record["file"], b"") + base64.b64decode(record["base64"])
+    assert found == archives
+    assert (await agent.http.delete("/agents/users/anna/data", headers=ANNA)).json()["files"] == len(archives)
+    kept = await asyncio.to_thread(lambda: [path.name for path in (agent.settings.state_dir / "workspaces").iterdir()])
+    assert kept == [f"{others}.tar"]
+
+
+async def test_an_export_names_the_files_that_are_too_many_for_it(tmp_path: Path) -> None:
+    for name, size in (("a", 600), ("b", 500), ("c", 400)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    paths = [tmp_path / name for name in "abcd"]
+    records = [record async for record in records_of(paths, most=1000)]
+    assert [(r["file"], r["size"], "left_out" in r) for r in records] == [("a", 600, 0), ("b", 500, 1), ("c", 400, 0)]
+
+
+async def test_nothing_of_a_run_is_left_when_its_users_data_is_erased(agent: Agent, engine: StubEngine) -> None:
+    """Guards against a run that goes on and writes after the erasure, and against what the agent remembers of it."""
+    thread = (await agent.http.post("/agents/threads", headers=ANNA)).json()["thread_id"]
+    engine.scripts = [Script((piece("a secret"),), hold=True)]
+    body = {"instruction": "x", "background": True, "thread_id": thread}
+    run = (await agent.http.post("/agents/run-agent", json=body, headers=ANNA)).json()["run_id"]
+    await asyncio.wait_for(engine.holding.wait(), 5)
+    assert (await agent.http.delete("/agents/users/anna/data", headers=ANNA)).json()["runs"] == 1
+    await asyncio.wait_for(engine.left.wait(), 5)
+    assert (await agent.http.get(f"/agents/runs/{run}", headers=ANNA)).status_code == 404
+    assert (await agent.http.get("/agents/users/anna/export", headers=ANNA)).text == ""

@@ -141,6 +141,17 @@ class Hub:
             if not run.ended and not run.followers and math.isfinite(run.grace_s):
                 self._later(run.grace_s, lambda: None if run.followers else run.cancel("its client went away"))
 
+    async def end_all(self, user: str, why: str) -> None:
+        """Cancel a user's runs, wait a while at most until nothing of them is left, and forget those that ended."""
+        mine = [run for run in self._runs.values() if run.principal.user == user]
+        for run in mine:
+            run.cancel(why)
+        if tasks := [run.task for run in mine if run.task and not run.task.done()]:
+            await asyncio.wait(tasks, timeout=CLOSE_S)
+        for run in mine:
+            if run.ended:
+                self._runs.pop(run.id, None)
+
     async def close(self) -> None:
         """Take nothing on, end what is under way, and wait until its clients were told."""
         self.stopping = True

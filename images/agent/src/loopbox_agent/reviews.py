@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from loopbox_agent.audit import Audit
-from loopbox_agent.personal_data import erase
+from loopbox_agent.personal_data import erase, export
 from loopbox_agent.principal import Principal
 from loopbox_agent.quarantine import Held
 from loopbox_agent.run_log import Ended
 from loopbox_agent.store import Store
+from loopbox_agent.workspaces import records_of, remove_archives
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,24 @@ class Reviews:
         self.audit.tell("review.rejected", by, held.id, run=held.run_id, user_of=held.user, score=held.score)
 
     async def erase(self, user: str, by: Principal) -> dict[str, int]:
-        """Erase everything about a user, files of conversations too; return how many rows went, by table."""
-        files: list[Path] = []
-        while page := await self.store.threads.recent(user, before=files[-1].stem if files else None, limit=200):
-            files += [self.store.workspace(thread.id) for thread in page]
+        """Erase everything about a user; return how many rows went, by table, and how many conversations' files."""
+        archives = await self._archives(user)
         counts = await erase(self.store.database, user)
-        await asyncio.to_thread(_remove, files)
+        if removed := await asyncio.to_thread(remove_archives, archives):
+            counts["files"] = removed
         self.audit.tell("data.erased", by, user, rows=sum(counts.values()))
         return counts
 
+    async def export(self, user: str) -> AsyncIterator[str]:
+        """Yield everything about a user as JSON lines, the files of conversations last. Raises InvalidRecordError."""
+        async for line in export(self.store.database, user):
+            yield line
+        async for record in records_of(await self._archives(user)):
+            yield json.dumps(record)
 
-def _remove(files: Iterable[Path]) -> None:
-    for path in files:
-        path.unlink(missing_ok=True)
+    async def _archives(self, user: str) -> list[Path]:
+        """Return where the files of a user's conversations are, or would be."""
+        paths: list[Path] = []
+        while page := await self.store.threads.recent(user, before=paths[-1].stem if paths else None, limit=200):
+            paths += [self.store.workspace(thread.id) for thread in page]
+        return paths

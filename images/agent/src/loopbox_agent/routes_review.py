@@ -14,7 +14,6 @@ from loopbox_agent.addresses import BeforeHeld, HeldPath, UserPath
 from loopbox_agent.bodies import parse, read_bytes, schema_of
 from loopbox_agent.errors import refusals
 from loopbox_agent.parts import Wired
-from loopbox_agent.personal_data import export
 from loopbox_agent.principal import Principal, Role, principal_of
 from loopbox_agent.quarantine import Held
 
@@ -97,11 +96,14 @@ async def reject_held(held_id: HeldPath, request: Request, parts: Wired) -> Held
     responses={200: {"content": JSON_LINES}, **refusals(404)},
 )
 async def export_user(user: UserPath, request: Request, parts: Wired) -> StreamingResponse:
-    """Return everything that is kept about a user, one JSON object a line; oneself, or anybody for an administrator."""
+    """Return everything that is kept about a user, one JSON object a line; oneself, or anybody for an administrator.
+
+    Rows first, then the files of conversations: {"file", "size", "begin", "base64"} for each piece of a tar archive.
+    """
     _subject(request, user)
 
     async def lines() -> AsyncIterator[bytes]:
-        async for line in export(parts.store.database, user):
+        async for line in parts.reviews.export(user):
             yield line.encode() + b"\n"
 
     headers = {"Content-Disposition": f'attachment; filename="{user}.jsonl"'}
@@ -113,9 +115,7 @@ async def erase_user(user: UserPath, request: Request, parts: Wired) -> dict[str
     """Erase all that is kept about a user; the answer counts rows by table. Backups keep theirs until they go."""
     principal = _subject(request, user)
     principal.require(Role.USER)
-    for run in parts.hub.live(principal):
-        if run.principal.user == user:
-            run.cancel("its user's data is erased")
+    await parts.hub.end_all(user, "its user's data is erased")
     return await parts.reviews.erase(user, principal)
 
 
