@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,13 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from run_loopctl import loopctl, start
+from typer.testing import CliRunner
 
-from loopd.cli import run_follow
+from loopd.cli import complete, run_follow
 from loopd.cli.agent_client import HELD_PAGE
 from loopd.cli.exits import ExitCode, UnreachableError
 from loopd.cli.inputs import FileError, writing
+from loopd.cli.main import app as commands
 from loopd.cli.messages import sentences
 from loopd.cli.run_follow import Place, RunLostError, Stream, follow
 from loopd.cli.sse import Message
@@ -653,3 +656,68 @@ async def test_an_answer_that_is_none_of_the_agents_is_said(agent: StandIn, name
 async def test_an_id_cannot_leave_its_place_in_the_address(agent: StandIn, arguments: list[str]) -> None:
     await loopctl(*arguments, code=ExitCode.USAGE)
     assert agent.asked == []
+
+
+# completion
+
+
+async def offered(line: str) -> list[str]:
+    """Return what bash is offered at the end of a command line. Nothing else may be written."""
+    asked = {"_LOOPCTL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    result = await asyncio.to_thread(CliRunner().invoke, commands, [], prog_name="loopctl", env=asked)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result.stdout.split()
+
+
+async def test_a_shell_is_offered_what_there_is(agent: StandIn) -> None:
+    other = {**RUN_VIEW, "run_id": "run_00000000000000ab", "status": "completed"}
+    agent.tell("GET /agents/runs", {"runs": [RUN_VIEW]})
+    agent.tell("GET /agents/runs", {"runs": [other, RUN_VIEW]})
+    agent.tell("GET /agents/threads", {"threads": [THREAD_VIEW]})
+    agent.tell("GET /agents/quarantine", {"held": [held(1)]})
+    agent.tell("GET /agents/memory", {"memories": [MEMORY]})
+    agent.tell("GET /agents/mcp-servers", {"servers": [SERVER]})
+    agent.tell("GET /agents/knowledge", {"documents": [DOCUMENT]})
+    assert await offered("loopctl runs show ") == [RUN, other["run_id"]]
+    assert await offered("loopctl threads show thread_") == [THREAD]
+    assert await offered("loopctl threads show x") == []
+    assert await offered("loopctl ask q --thread ") == [THREAD]
+    assert await offered("loopctl quarantine release held") == ["held_0000000000000001"]
+    assert await offered("loopctl memory forget ") == ["7"]
+    assert await offered("loopctl mcp test w") == ["wiki"]
+    assert await offered("loopctl knowledge delete ") == ["rules.md"]
+
+
+async def test_nothing_that_a_shell_would_carry_out_is_offered(agent: StandIn) -> None:
+    """Guards against a name or a title, which users and models write, that runs when somebody presses Tab."""
+    evil = "$(touch /tmp/x)`id`;|&\"'\\\x1b]:"
+    named = [evil, f"a{evil}", "-rf", "two words", "ok", "new\nline", "o"]
+    agent.tell("GET /agents/knowledge", {"documents": [{**DOCUMENT, "name": name} for name in named]})
+    assert await asyncio.to_thread(complete.documents, "") == [("ok", ""), ("o", "")]
+    agent.tell("GET /agents/threads", {"threads": [{**THREAD_VIEW, "title": f"{evil} Grüße\u202e"}]})
+    assert await asyncio.to_thread(complete.threads, "") == [(THREAD, "touch tmp x id Grüße")]
+
+
+async def test_a_shell_is_told_of_no_failure(agent: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent.refuse("GET /agents/runs", 503, "away")
+    assert await offered("loopctl runs show ") == []
+    agent.tell("GET /agents/threads", b"{")
+    assert await offered("loopctl threads show ") == []
+    assert await offered("loopctl releases promote ") == []  # no loopd
+    monkeypatch.setenv("LOOPBOX_PUBLIC_PORT", "none")
+    assert await offered("loopctl memory forget ") == []
+
+
+async def test_a_shell_does_not_wait_for_an_answer_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, gave_up = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        answer.wait()
+        gave_up.set()
+        raise UnreachableError("too late")
+
+    monkeypatch.setattr(complete, "WAIT_S", 0.05)
+    monkeypatch.setattr(complete, "open_agent", hang)
+    assert await offered("loopctl runs show ") == []
+    answer.set()
+    assert await asyncio.to_thread(gave_up.wait, 5)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loopd.cli import complete
 from loopd.cli.exits import ExitCode
 from loopd.cli.inputs import check_thread, read_schema, read_text
 from loopd.cli.run_follow import Place, Run, follow
@@ -40,6 +41,7 @@ def ask(  # noqa: PLR0913 each is an option
             "--thread",
             metavar="ID",
             callback=check_new_thread,
+            autocompletion=complete.threads,
             help='Go on in this conversation; "new" begins one and writes its id to standard error.',
         ),
     ] = None,

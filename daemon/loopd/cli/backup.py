@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import BaseModel
 
+from loopd.cli import complete
 from loopd.cli.exits import UnreachableError
 from loopd.cli.screen import Cell, Screen, Sheet, open_screen
 from loopd.cli.session import open_client, read_settings
@@ -31,7 +32,11 @@ app = typer.Typer(help="Make, list, verify and put back backups of the state; ne
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 Reference = Annotated[
     str,
-    typer.Argument(metavar="BACKUP", help="Its name in the list, or a path with a slash; the newest if left out."),
+    typer.Argument(
+        metavar="BACKUP",
+        help="Its name in the list, or a path with a slash; the newest if left out.",
+        autocompletion=complete.backups,
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from loopd.cli import complete
 from loopd.cli.agent_views import GoneView
 from loopd.cli.inputs import STDIO, confirm, read_document
 from loopd.cli.screen import Cell, Sheet, open_screen
@@ -91,7 +92,9 @@ def search(
 
 @app.command()
 def delete(
-    name: Annotated[str, typer.Argument(help="The document's name.", callback=check_name)],
+    name: Annotated[
+        str, typer.Argument(help="The document's name.", callback=check_name, autocompletion=complete.documents)
+    ],
     *,
     shared: Shared = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,

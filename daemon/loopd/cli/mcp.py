@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from loopd.cli import complete
 from loopd.cli.agent_views import GoneView, ServerView
 from loopd.cli.exits import ExitCode
 from loopd.cli.screen import Block, Cell, Mood, Sheet, open_screen
@@ -38,7 +39,7 @@ def read_headers(given: list[str]) -> dict[str, str]:
     return headers
 
 
-Name = Annotated[str, typer.Argument(help="The server's name.", callback=check_server)]
+Name = Annotated[str, typer.Argument(help="The server's name.", callback=check_server, autocompletion=complete.servers)]
 
 
 @app.command("list")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from loopd.cli import complete
 from loopd.cli.agent_views import GoneView, MemoryList
 from loopd.cli.inputs import read_text
 from loopd.cli.screen import Cell, Sheet, open_screen
@@ -66,7 +67,10 @@ def search(
 
 @app.command()
 def forget(
-    memory: Annotated[int, typer.Argument(metavar="ID", min=0, max=(1 << 62) - 1, help="Its number.")],
+    memory: Annotated[
+        int,
+        typer.Argument(metavar="ID", min=0, max=(1 << 62) - 1, help="Its number.", autocompletion=complete.memories),
+    ],
     *,
     json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from loopd.cli import complete
 from loopd.cli.agent_views import SavedView
 from loopd.cli.inputs import confirm, writing
 from loopd.cli.screen import Cell, Sheet, open_screen
@@ -17,7 +18,9 @@ from loopd.cli.words import count, size
 
 app = typer.Typer(help="Give out or erase what the agent keeps about a user.", no_args_is_help=True)
 
-User = Annotated[str, typer.Argument(metavar="USER", help="The user's name.", callback=check_name)]
+User = Annotated[
+    str, typer.Argument(metavar="USER", help="The user's name.", callback=check_name, autocompletion=complete.users)
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
@@ -31,7 +34,7 @@ def export(
 ) -> None:
     """Write all that the agent keeps about a user, one JSON object a line: conversations, memories, documents, runs.
 
-    The files of conversations are not in it: `loopctl threads export` gives those.
+    The files of conversations come last, as pieces of tar archives in base64; `loopctl threads export` gives one whole.
     """
     screen = open_screen()
     if file is None:

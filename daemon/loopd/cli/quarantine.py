@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from loopd.cli import complete
 from loopd.cli.agent_views import HeldView
 from loopd.cli.inputs import check_id
 from loopd.cli.screen import Cell, Mood, Sheet, open_screen
@@ -28,7 +29,10 @@ class State(StrEnum):
     REJECTED = "rejected"
 
 
-HeldId = Annotated[str, typer.Argument(metavar="ID", help="The id that the list shows.", callback=check_id)]
+HeldId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The id that the list shows.", callback=check_id, autocompletion=complete.held),
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 _MOODS: dict[str, Mood] = {"waiting": "busy", "released": "good", "rejected": "off"}

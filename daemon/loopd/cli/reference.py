@@ -26,7 +26,7 @@ they act as the user `local` with the role admin, and show what belongs to that 
 - On a terminal there are colours and live pictures; on a pipe, with `NO_COLOR` or `TERM=dumb`, plain lines.
 - `--json` is everywhere where something is shown. Following commands write one object a line.
 - Answers go to stdout, remarks and errors to stderr: `error: what happened, what to do next [code]`.
-- `loopctl --install-completion` sets up completion for your shell.
+- `loopctl --install-completion` sets up completion for your shell, of ids and names, too.
 
 ```sh
 loopctl status --watch

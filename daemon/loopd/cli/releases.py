@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loopd.api.schema import CollectRequest, ReleaseList, ReleaseView, RolloutView
-from loopd.cli import add
+from loopd.cli import add, complete
 from loopd.cli.exits import UnreachableError
 from loopd.cli.progress import title, watch
 from loopd.cli.screen import Cell, Screen, Sheet, open_screen
 from loopd.cli.session import open_client
 from loopd.cli.status import releases as release_sheet
 from loopd.cli.words import clock, count, size
-from loopd.errors import LoopdError
 
 if TYPE_CHECKING:
     from loopd.cli.client import Client
@@ -35,23 +34,13 @@ def check_reference(text: str) -> str:
     return text
 
 
-def complete_reference(incomplete: str) -> list[str]:
-    """Return releases for the shell's completion; a shell must not be told of errors."""
-    try:
-        with open_client() as client:
-            known = client.releases()
-    except LoopdError:
-        return []
-    return [word for release in known for word in (release.name, release.short) if word.startswith(incomplete)]
-
-
 Reference = Annotated[
     str,
     typer.Argument(
         metavar="RELEASE",
         help="Its name, or the first digits of its id.",
         callback=check_reference,
-        autocompletion=complete_reference,
+        autocompletion=complete.releases,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loopd.api.schema import RolloutList, RolloutView
+from loopd.cli import complete
 from loopd.cli.progress import draw, find_rollout, title, watch
 from loopd.cli.screen import Cell, Mood, Sheet, open_screen
 from loopd.cli.session import open_client
@@ -15,7 +16,10 @@ from loopd.cli.words import clock, span
 
 app = typer.Typer(help="List rollouts, watch one live, turn one back.", no_args_is_help=True)
 
-Number = Annotated[int, typer.Argument(metavar="ID", min=1, max=10**15 - 1, help="The rollout's number.")]
+Number = Annotated[
+    int,
+    typer.Argument(metavar="ID", min=1, max=10**15 - 1, help="The rollout's number.", autocompletion=complete.rollouts),
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 _PHASE_MOODS: dict[str, Mood] = {"promoted": "good", "rolled_back": "bad", "superseded": "off"}
@@ -51,7 +55,13 @@ def show(number: Number, *, json: Json = False) -> None:
 def watch_rollout(
     number: Annotated[
         int | None,
-        typer.Argument(metavar="[ID]", min=1, max=10**15 - 1, help="The one under way, or the next, if left out."),
+        typer.Argument(
+            metavar="[ID]",
+            min=1,
+            max=10**15 - 1,
+            help="The one under way, or the next, if left out.",
+            autocompletion=complete.rollouts,
+        ),
     ] = None,
     *,
     json: Annotated[bool, typer.Option("--json", help="Write the rollout on a line each time it changes.")] = False,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from loopd.cli import complete
 from loopd.cli.agent_views import RunView
 from loopd.cli.inputs import check_id, read_text
 from loopd.cli.run_follow import Place, Run, Stream, follow, parse_event
@@ -22,7 +23,9 @@ app = typer.Typer(
     help="List the agent's runs, show and follow one, cancel one, say something into one.", no_args_is_help=True
 )
 
-RunId = Annotated[str, typer.Argument(metavar="ID", help="The run's id.", callback=check_id)]
+RunId = Annotated[
+    str, typer.Argument(metavar="ID", help="The run's id.", callback=check_id, autocompletion=complete.runs)
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 _MOODS: dict[str, Mood] = {

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from loopd.cli import complete
 from loopd.cli.agent_views import GoneView, SavedView, ThreadView, TranscriptView
 from loopd.cli.inputs import check_thread, confirm, reading, writing
 from loopd.cli.messages import sentences
@@ -19,7 +20,9 @@ app = typer.Typer(
     help="List conversations, begin, read, rename and delete one, take its files out and in.", no_args_is_help=True
 )
 
-ThreadId = Annotated[str, typer.Argument(metavar="ID", help="The thread's id.", callback=check_thread)]
+ThreadId = Annotated[
+    str, typer.Argument(metavar="ID", help="The thread's id.", callback=check_thread, autocompletion=complete.threads)
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=200, help="At most so many.")]
 
@@ -27,7 +30,10 @@ Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=200, help="At mo
 @app.command("list")
 def list_threads(
     *,
-    before: Annotated[str | None, typer.Option("--before", metavar="ID", help="Those last used before it.")] = None,
+    before: Annotated[
+        str | None,
+        typer.Option("--before", metavar="ID", help="Those last used before it.", autocompletion=complete.threads),
+    ] = None,
     limit: Limit = 50,
     json: Json = False,
 ) -> None:

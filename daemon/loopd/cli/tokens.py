@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from loopd.cli import complete
 from loopd.cli.screen import Cell, Sheet, open_screen
 from loopd.cli.session import open_client
 from loopd.cli.settings import token_file
@@ -98,7 +99,10 @@ def list_tokens(*, json: Json = False) -> None:
 
 @app.command()
 def revoke(
-    token: Annotated[str | None, typer.Argument(help="Its id; one of a login ends the login.", metavar="TOKEN")] = None,
+    token: Annotated[
+        str | None,
+        typer.Argument(help="Its id; one of a login ends the login.", metavar="TOKEN", autocompletion=complete.tokens),
+    ] = None,
     *,
     login: Annotated[str | None, typer.Option("--login", help="Revoke all of this login.")] = None,
     user: Annotated[str | None, typer.Option("--user", help="Revoke all of this user.")] = None,

@@ -10,6 +10,7 @@ import typer
 from pydantic import BaseModel, SecretStr
 
 from loopd.api.schema import UserView
+from loopd.cli import complete
 from loopd.cli.screen import Cell, Sheet, open_screen
 from loopd.cli.session import open_client
 from loopd.cli.tokens import check_name
@@ -28,7 +29,10 @@ class RemovedView(BaseModel):
     removed: str
 
 
-Name = Annotated[str, typer.Argument(metavar="USER", help="The user's name.", callback=check_name)]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="USER", help="The user's name.", callback=check_name, autocompletion=complete.users),
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 FromStdin = Annotated[
     bool, typer.Option("--password-stdin", help="Read the password from standard input, not from a prompt.")
