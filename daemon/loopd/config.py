@@ -115,6 +115,7 @@ class AgentSettings(BaseModel):
     search_url: Annotated[str, Field(pattern=r"^(|https?://[^\s]{1,500})$")] = ""  #: a SearxNG; '': no web search
     #: score of moderation from which an answer waits for a review; 90: what is about minors; 101: none
     hold_output_from: Annotated[int, Field(ge=1, le=101)] = 90
+    threats: Literal["on", "observe", "off"] = "on"  #: what instructions score: is acted on, logged alone, not asked
     secrets_dir: Path | None = None  #: files that it may read: database-password, headers of MCP servers
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from images.agent.tests.conftest import (
     Agent,
     Launch,
@@ -298,3 +299,15 @@ async def test_nothing_of_a_run_is_left_when_its_users_data_is_erased(agent: Age
     await asyncio.wait_for(engine.left.wait(), 5)
     assert (await agent.http.get(f"/agents/runs/{run}", headers=ANNA)).status_code == 404
     assert (await agent.http.get("/agents/users/anna/export", headers=ANNA)).text == ""
+
+
+@pytest.mark.parametrize(("mode", "code"), [("on", 403), ("observe", 200), ("off", 200)])
+async def test_what_is_done_about_a_dangerous_instruction_is_a_setting(
+    launch: Launch, engine: StubEngine, mode: str, code: int
+) -> None:
+    agent = await launch(threats=mode)
+    with structlog.testing.capture_logs() as logged:
+        response = await agent.run(instruction=HOSTILE)
+    assert (response.status_code, bool(engine.orders)) == (code, code == 200)
+    observed = [entry for entry in logged if entry["event"] == "input.observed"]
+    assert [entry["band"] for entry in observed] == (["block"] if mode == "observe" else [])

@@ -137,7 +137,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             metrics,
             store,
             audit,
-            Risk(Threats(), store.memories),
+            Risk(Threats(), store.memories, settings.threats),
             pool,
             meters=meters,
             moderation=Moderation(hold_from=settings.hold_output_from),

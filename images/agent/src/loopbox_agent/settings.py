@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     backup_every_s: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  #: of the database; 0: never
     backups_kept: int = Field(default=7, ge=1, le=1000)
     max_workspace_bytes: int = Field(default=256 << 20, ge=1 << 20, le=16 << 30)  #: of one thread's files
+    #: what instructions score on: "on" isolates, holds back and refuses; "observe" logs what it would have done
+    threats: Literal["on", "observe", "off"] = "on"
     search_url: str = ""  #: a SearxNG that answers format=json; '': no web search
     secrets_dir: Path | None = None  #: files that headers of MCP servers name
     egress_proxy: str = ""  #: unix:/run/egress/egress.sock where hosts were granted; '': the agent has no way out
