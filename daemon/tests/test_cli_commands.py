@@ -44,6 +44,7 @@ from loopd.api.schema import (
     StepView,
 )
 from loopd.cli import client as client_module
+from loopd.cli import complete as completion
 from loopd.cli import follow, progress, reference, releases, wire
 from loopd.cli import status as status_module
 from loopd.cli.exits import ExitCode
@@ -1169,11 +1170,11 @@ def test_version_compares_both(absent: World) -> None:
 
 def test_references_complete_from_what_there_is(absent: World) -> None:
     """Tab after `releases promote`; quiet when loopd is away."""
-    assert releases.complete_reference("") == []
+    assert completion.releases("") == []
     with started(absent):
         (absent.home / "control.token").write_text(TOKEN)
-        assert releases.complete_reference("al") == ["alpha"]
-        assert releases.complete_reference("bb") == ["b" * 12]
+        assert completion.releases("al") == [("alpha", "a" * 12)]
+        assert completion.releases("bb") == [("b" * 12, "beta")]
 
 
 def test_the_shell_completes_commands(absent: World, monkeypatch: pytest.MonkeyPatch) -> None:
