@@ -115,6 +115,8 @@ class AgentSettings(BaseModel):
     search_url: Annotated[str, Field(pattern=r"^(|https?://[^\s]{1,500})$")] = ""  #: a SearxNG; '': no web search
     #: score of moderation from which an answer waits for a review; 90: what is about minors; 101: none
     hold_output_from: Annotated[int, Field(ge=1, le=101)] = 90
+    learn: Literal["off", "asked", "everyone"] | None = None  #: of whom runs are kept; None: see Settings.learn
+    learn_days: Annotated[int, Field(ge=1, le=3650)] = 90  #: how long they stay
     threats: Literal["on", "observe", "off"] = "on"  #: what instructions score: is acted on, logged alone, not asked
     secrets_dir: Path | None = None  #: files that it may read: database-password, headers of MCP servers
 
@@ -329,6 +331,11 @@ class Settings(BaseSettings):
     def threads(self) -> int:
         """Threads for one engine: two may run during a rollout, so half of the cores each."""
         return self.engine_threads or max(1, (os.cpu_count() or 2) // 2)
+
+    @property
+    def learn(self) -> Literal["off", "asked", "everyone"]:
+        """Of whom runs are kept: of the one user where nobody logs in; of those who agreed where people do."""
+        return self.agent.learn or ("asked" if self.auth.mode == "required" else "everyone")
 
     @classmethod
     def settings_customise_sources(

@@ -219,6 +219,8 @@ def agent_unit(settings: Settings, image: str, *, internal_address: str) -> Unit
         "AGENT_SEARCH_URL": settings.agent.search_url,
         "AGENT_HOLD_OUTPUT_FROM": str(settings.agent.hold_output_from),
         "AGENT_THREATS": settings.agent.threats,
+        "AGENT_LEARN": settings.learn,
+        "AGENT_LEARN_DAYS": str(settings.agent.learn_days),
     }
     if settings.egress.agent:
         environment["AGENT_EGRESS_PROXY"] = f"unix:{AGENT_EGRESS}/{EGRESS_SOCKET}"

@@ -513,6 +513,22 @@ async def test_a_document_that_cannot_be_one_is_refused_here(
 # review, people
 
 
+async def test_a_run_is_rated_and_consent_shown_and_decided(agent: StandIn) -> None:
+    run = f"run_{1:016x}"
+    kept = {"run_id": run, "outcome": "completed", "rating": "bad", "comment": "", "better": "Four."}
+    agent.tell(f"POST /agents/runs/{run}/feedback", kept)
+    assert "what is better is kept" in (await loopctl("feedback", run, "bad", "--better", "Four.")).stdout
+    assert agent.body == {"rating": "bad", "better": "Four."}
+    await loopctl("feedback", run, "great", code=2)
+    agent.tell("GET /agents/consent", {"agree": True, "learn": "everyone"})
+    assert "are kept" in (await loopctl("consent")).stdout
+    agent.tell("PUT /agents/consent", {"agree": False, "learn": "asked", "deleted": 2})
+    assert "2 runs of before deleted" in (await loopctl("consent", "no")).stdout
+    assert agent.body == {"agree": False}
+    agent.answers["PUT /agents/consent"] = [(200, {"agree": False, "learn": "off"})]
+    assert "agent.learn is off" in (await loopctl("consent", "yes")).stdout
+
+
 async def test_what_was_held_back_is_listed_read_and_decided(agent: StandIn) -> None:
     agent.tell("GET /agents/quarantine", {"held": [held(1)]})
     listed = (await loopctl("quarantine", "list", "--state", "rejected")).stdout

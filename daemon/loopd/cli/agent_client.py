@@ -11,12 +11,14 @@ from urllib.parse import quote, urlencode
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from loopd.cli.agent_views import (
+    ConsentView,
     DocumentList,
     DocumentView,
     EndView,
     ErasedView,
     HeldList,
     HeldView,
+    InteractionView,
     MemoryList,
     MemoryView,
     MessageList,
@@ -86,6 +88,19 @@ class AgentClient:
     def steer(self, run_id: str, text: str) -> RunView:
         """Put a message into one."""
         return self._call("POST", f"{_run(run_id)}/steer", RunView, body=_json(text=text))
+
+    def rate(self, run_id: str, rating: str, *, comment: str, better: str) -> InteractionView:
+        """Say what one was."""
+        body = _json(rating=rating, comment=comment or None, better=better or None)
+        return self._call("POST", f"{_run(run_id)}/feedback", InteractionView, body=body)
+
+    def consent(self) -> ConsentView:
+        """Show whether one's runs are kept to learn from."""
+        return self._call("GET", "/agents/consent", ConsentView)
+
+    def decide_consent(self, *, agree: bool) -> ConsentView:
+        """Say whether they may."""
+        return self._call("PUT", "/agents/consent", ConsentView, body=_json(agree=agree))
 
     # threads
 

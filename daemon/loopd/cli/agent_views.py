@@ -169,6 +169,24 @@ class GoneView(_View):
     removed: str
 
 
+class InteractionView(_View):
+    """A run that was kept to learn from."""
+
+    run_id: str
+    outcome: str
+    rating: str | None = None
+    comment: str = ""
+    better: str = ""
+
+
+class ConsentView(_View):
+    """Whether one's runs are kept to learn from."""
+
+    agree: bool
+    learn: str
+    deleted: int = 0
+
+
 class SavedView(_View):
     """A file that was written, for --json."""
 

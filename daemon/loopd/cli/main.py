@@ -16,6 +16,7 @@ from loopd.cli import (
     doctor,
     events,
     execute,
+    feedback,
     knowledge,
     mcp,
     memory,
@@ -81,6 +82,8 @@ def root(
 app.command("status")(status.status)
 app.command("ask")(ask.ask)
 app.add_typer(runs.app, name="runs")
+app.command("feedback")(feedback.feedback)
+app.command("consent")(feedback.consent)
 app.add_typer(threads.app, name="threads")
 app.add_typer(memory.app, name="memory")
 app.add_typer(knowledge.app, name="knowledge")

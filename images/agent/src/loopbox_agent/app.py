@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Match
 
 from loopbox_agent import (
     routes_health,
+    routes_learning,
     routes_memory,
     routes_review,
     routes_runs,
@@ -55,7 +56,16 @@ def build_app(settings: Settings) -> FastAPI:
     app.openapi = lambda: lift(document())  # type: ignore[method-assign]  # the framework's documented way
     app.add_middleware(Correlate)
     _handle_errors(app)
-    for module in (routes_runs, run_socket, routes_threads, routes_memory, routes_review, routes_tools, routes_health):
+    for module in (
+        routes_runs,
+        run_socket,
+        routes_threads,
+        routes_memory,
+        routes_review,
+        routes_learning,
+        routes_tools,
+        routes_health,
+    ):
         app.include_router(module.router)
     return app
 

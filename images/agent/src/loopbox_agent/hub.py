@@ -58,6 +58,9 @@ class Work:
         """Return what there is so far."""
         raise NotImplementedError
 
+    def ended(self, outcome: str) -> None:
+        """Hear how it ended: completed, held, cancelled, or the code of what it failed of."""
+
 
 class Hub:
     """Runs under way, and the ones that ended last."""
@@ -201,6 +204,7 @@ class Hub:
             if not run.ended:
                 run.tell("run.cancelled", {"run_id": run.id, "status": "cancelled"})
             give_back()
+            work.ended(outcome)
             seconds = time.monotonic() - run.begun
             self._metrics.run_seconds.labels(outcome=outcome).observe(seconds)
             log.info("run.ended", run_id=run.id, outcome=outcome, seconds=round(seconds, 3), why=run.cancelled_by)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
@@ -32,6 +32,7 @@ from loopbox_agent.dialogue import Dialogue
 from loopbox_agent.engine import Engine
 from loopbox_agent.forced import check_arguments, fill
 from loopbox_agent.hub import Work
+from loopbox_agent.interactions import Seen, offered
 from loopbox_agent.live_run import LiveRun
 from loopbox_agent.mask import mask_json
 from loopbox_agent.metrics import Metrics
@@ -40,6 +41,7 @@ from loopbox_agent.model_pool import BrokeOffError, ModelPool
 from loopbox_agent.moderation import Moderation, Verdict
 from loopbox_agent.output_watch import OutputWatch
 from loopbox_agent.quarantine import MOST_TEXT_BYTES, Finding
+from loopbox_agent.records import TooLargeError
 from loopbox_agent.reminding import Reminding
 from loopbox_agent.retry import Retries
 from loopbox_agent.risk import InputBlockedError, Risk
@@ -63,6 +65,7 @@ from loopbox_agent.turn_end import close_turn
 RECALL = "recall"
 READERS = frozenset({"read_file", "list_files", "search_files", "glob"})  # calls that leave a workspace as it was
 LEASE_SLACK_S = 30.0  # for a run that ends at its limit to be saved
+LEAST_MESSAGES = 2  # messages: less is no answer, and nothing to learn from
 HELD = "The answer waits for a review; it can be read here once somebody has released it."
 
 
@@ -104,6 +107,7 @@ class AgentWork(Work):
     dialogue: Dialogue | None = None
     deadline: Deadline = field(default_factory=Deadline.never)
     held: bool = False  #: whether the output waits for a review
+    offer: Sequence[ToolSpec] = ()  #: the tools it was given
     watch: OutputWatch = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -149,6 +153,25 @@ class AgentWork(Work):
             await self._hold_back(risk)
             return "held"
         return "completed"
+
+    def ended(self, outcome: str) -> None:
+        """Keep what may be learnt from it."""
+        learn = self.kit.store.interactions
+        messages = self.dialogue.fresh if self.dialogue is not None else self.added
+        if learn.learn == "off" or self.held or len(messages) < LEAST_MESSAGES:
+            return
+        told = mask_json(ModelMessagesTypeAdapter.dump_python(list(messages), mode="json"))
+        tools = offered([(tool.name, tool.description, dict(tool.schema)) for tool in self.offer])
+        seen = Seen(
+            run_id=self.run.id,
+            user=self.run.principal.user,
+            thread_id=self.run.thread,
+            outcome=outcome,
+            messages=told,
+            tools=tools,
+        )
+        with suppress(TooLargeError):
+            learn.keep(seen)
 
     def _audit(self, event: str, **detail: Scalar) -> None:
         run = self.run
@@ -225,7 +248,7 @@ class AgentWork(Work):
             hosts=bool(asked.hosts) and risk.band is Band.ALLOW,
             stained=stained or bool(asked.hosts) or any(_surfs(tool) for tool in tools.offer.tools),
         )
-        self.made, delegation.tools = made.made, made
+        self.made, delegation.tools, self.offer = made.made, made, tools.offer.tools
         return made
 
     async def _hold_workspace(self, stack: AsyncExitStack, tools: Tools) -> bool:

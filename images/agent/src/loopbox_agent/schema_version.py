@@ -31,8 +31,31 @@ class Upgrade:
     statements: Mapping[str, Sequence[str]]  #: SQL by dialect, "sqlite" and "postgresql"
 
 
-VERSION = 1  #: of `tables`
-UPGRADES: tuple[Upgrade, ...] = ()
+_LEARNING = (
+    (
+        "CREATE TABLE interactions (id {row}, run_id VARCHAR(64) NOT NULL, user_id VARCHAR(64) NOT NULL,"
+        " thread_id VARCHAR(64), outcome VARCHAR(64) NOT NULL, messages TEXT NOT NULL, tools TEXT NOT NULL,"
+        " rating VARCHAR(8), comment TEXT NOT NULL, better TEXT NOT NULL, created_at {real} NOT NULL,"
+        " CONSTRAINT interactions_once UNIQUE (run_id))"
+    ),
+    "CREATE INDEX interactions_of_user ON interactions (user_id)",
+    "CREATE INDEX interactions_by_age ON interactions (created_at)",
+    (
+        "CREATE TABLE consents (user_id VARCHAR(64) NOT NULL PRIMARY KEY, learn BOOLEAN NOT NULL,"
+        " decided_at {real} NOT NULL)"
+    ),
+)
+
+VERSION = 2  #: of `tables`
+UPGRADES: tuple[Upgrade, ...] = (
+    Upgrade(
+        2,
+        {
+            "sqlite": [s.format(row="INTEGER NOT NULL PRIMARY KEY", real="DOUBLE") for s in _LEARNING],
+            "postgresql": [s.format(row="BIGSERIAL PRIMARY KEY", real="DOUBLE PRECISION") for s in _LEARNING],
+        },
+    ),
+)
 
 
 def ensure_schema(

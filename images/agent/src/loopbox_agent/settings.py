@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     max_workspace_bytes: int = Field(default=256 << 20, ge=1 << 20, le=16 << 30)  #: of one thread's files
     #: what instructions score on: "on" isolates, holds back and refuses; "observe" logs what it would have done
     threats: Literal["on", "observe", "off"] = "on"
+    learn: Literal["off", "asked", "everyone"] = "everyone"  #: of whom runs are kept to learn from
+    learn_days: Annotated[int, Field(ge=1, le=3650)] = 90
     search_url: str = ""  #: a SearxNG that answers format=json; '': no web search
     secrets_dir: Path | None = None  #: files that headers of MCP servers name
     egress_proxy: str = ""  #: unix:/run/egress/egress.sock where hosts were granted; '': the agent has no way out

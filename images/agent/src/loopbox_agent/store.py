@@ -13,6 +13,7 @@ import structlog
 from loopbox_agent.call_journal import CallJournal
 from loopbox_agent.database import Database, open_database
 from loopbox_agent.errors import AgentError
+from loopbox_agent.interactions import Interactions
 from loopbox_agent.knowledge import Knowledge
 from loopbox_agent.memory import Memories
 from loopbox_agent.quarantine import Quarantine
@@ -26,6 +27,7 @@ TRIM_S = 3600.0
 STALE_S = 30 * 86_400.0  # ended runs and decided reviews that are older go
 KEPT_RUNS = 100_000
 KEPT_DECIDED = 10_000
+KEPT_INTERACTIONS = 50_000
 
 log = structlog.get_logger("agent.store")
 
@@ -41,18 +43,20 @@ class Store:
     memories: Memories
     knowledge: Knowledge
     quarantine: Quarantine
+    interactions: Interactions
     workspaces: Path  #: one tar for each thread that has files
 
     def workspace(self, thread_id: str) -> Path:
         """Return where a thread's files are kept."""
         return self.workspaces / f"{thread_id}.tar"
 
-    async def trim_forever(self) -> None:
-        """Delete what is old, little by little."""
+    async def trim_forever(self, learn_s: float) -> None:
+        """Delete what is old, little by little. learn_s: how long what is learnt from stays, in seconds."""
         while True:
             try:
                 await self.run_log.trim(older_than_s=STALE_S, keep=KEPT_RUNS)
                 await self.quarantine.trim(older_than_s=STALE_S, keep=KEPT_DECIDED)
+                await self.interactions.trim(older_than_s=learn_s, keep=KEPT_INTERACTIONS)
             except AgentError as error:
                 log.warning("store.not_trimmed", error=str(error))
             await asyncio.sleep(TRIM_S)
@@ -74,12 +78,13 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             memories=Memories(database),
             knowledge=Knowledge(database),
             quarantine=Quarantine(database),
+            interactions=Interactions(database, learn=settings.learn),
             workspaces=workspaces,
         )
         if interrupted := await recover_runs(database):
             log.warning("runs.interrupted", runs=len(interrupted))
         await store.threads.release_all()
-        tasks = [asyncio.create_task(store.trim_forever(), name="trim")]
+        tasks = [asyncio.create_task(store.trim_forever(settings.learn_days * 86_400.0), name="trim")]
         if settings.backup_every_s:
             work = keep_backing_up(database, backups, every_s=settings.backup_every_s, keep=settings.backups_kept)
             tasks.append(asyncio.create_task(work, name="backup"))

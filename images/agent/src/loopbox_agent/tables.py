@@ -187,6 +187,33 @@ quarantine = Table(
     Index("quarantine_of_user", "user_id"),
 )
 
+interactions = Table(
+    "interactions",
+    metadata,
+    Column("id", _ROW, primary_key=True),  #: in the order of writing
+    Column("run_id", _ID, nullable=False),  #: no key: what is learnt from outlives the run's record
+    Column("user_id", _USER, nullable=False),
+    Column("thread_id", _ID),
+    Column("outcome", String(64), nullable=False),
+    Column("messages", Text, nullable=False),
+    Column("tools", Text, nullable=False),
+    Column("rating", String(8)),
+    Column("comment", Text, nullable=False),
+    Column("better", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("run_id", name="interactions_once"),
+    Index("interactions_of_user", "user_id"),
+    Index("interactions_by_age", "created_at"),
+)
+
+consents = Table(
+    "consents",
+    metadata,
+    Column("user_id", _USER, primary_key=True),
+    Column("learn", Boolean, nullable=False),
+    Column("decided_at", Double, nullable=False),
+)
+
 mcp_servers = Table(
     "mcp_servers",
     metadata,

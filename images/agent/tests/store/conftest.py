@@ -19,6 +19,7 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 
 from loopbox_agent.call_journal import CallJournal
 from loopbox_agent.database import Database, open_database
+from loopbox_agent.interactions import Interactions, Seen
 from loopbox_agent.knowledge import Knowledge
 from loopbox_agent.memory import Memories
 from loopbox_agent.quarantine import Finding, Quarantine
@@ -184,4 +185,9 @@ async def _fill(database: Database, user: str, word: str) -> None:
     await memories.remember(user, f"remember the {word}", tags=[word], source=run)
     await knowledge.add(user, f"{word}.md", f"All about {word}. " * 200)
     await quarantine.add(Finding(run_id=run, user=user, kind="input", score=80, findings=[word], text=word))
+    learn = Interactions(database)
+    await learn.decide(user, agree=True)
+    seen = Seen(run_id=run, user=user, thread_id=thread.id, outcome="completed", messages=[word], tools=[word])
+    await database.write(learn.keeping(seen))
+    await learn.rate(user, run, "good", word, word)
     await SqlServerStore(database).put(user, McpServer(name=word, url=AnyHttpUrl(f"http://{word}.example/mcp")))

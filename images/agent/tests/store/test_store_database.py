@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from loopbox_agent import schema_version
@@ -198,7 +198,7 @@ def set_version(version: int) -> Unit[None]:
 async def test_a_newer_schema_is_refused_and_left(url: str) -> None:
     async with open_database(url) as database:
         await database.write(set_version(99))
-    with pytest.raises(SchemaError, match="schema 99, this agent knows 1"):
+    with pytest.raises(SchemaError, match="schema 99, this agent knows 2"):
         async with open_database(url):
             pytest.fail("it was opened")
 
@@ -212,8 +212,8 @@ async def test_tables_of_others_are_refused(url: str) -> None:
 
 
 UPGRADES = (
-    Upgrade(2, dict.fromkeys(("sqlite", "postgresql"), ("ALTER TABLE threads ADD COLUMN colour TEXT",))),
-    Upgrade(3, dict.fromkeys(("sqlite", "postgresql"), ("UPDATE threads SET colour = 'red'",))),
+    Upgrade(8, dict.fromkeys(("sqlite", "postgresql"), ("ALTER TABLE threads ADD COLUMN colour TEXT",))),
+    Upgrade(9, dict.fromkeys(("sqlite", "postgresql"), ("UPDATE threads SET colour = 'red'",))),
 )
 
 
@@ -225,19 +225,44 @@ async def test_upgrades_run_in_order_once(database: Database) -> None:
     await database.write(add("a"))
     told: list[int] = []
     for _ in range(2):
-        await database.write(lambda c: ensure_schema(c, version=3, upgrades=UPGRADES, before_upgrade=told.append))
-    assert told == [1]
-    assert await database.read(version_of) == 3
+        await database.write(lambda c: ensure_schema(c, version=9, upgrades=UPGRADES, before_upgrade=told.append))
+    assert told == [schema_version.VERSION]
+    assert await database.read(version_of) == 9
     assert await database.read(lambda c: c.execute(text("SELECT colour FROM threads")).scalar_one()) == "red"
 
 
 async def test_an_upgrade_that_fails_leaves_the_old_version(database: Database) -> None:
-    broken = (*UPGRADES[:1], Upgrade(3, dict.fromkeys(("sqlite", "postgresql"), ("UPDATE nonsense SET a = 1",))))
+    broken = (*UPGRADES[:1], Upgrade(9, dict.fromkeys(("sqlite", "postgresql"), ("UPDATE nonsense SET a = 1",))))
     with pytest.raises(DBAPIError, match="nonsense"):
-        await database.write(lambda connection: ensure_schema(connection, version=3, upgrades=broken))
-    assert await database.read(version_of) == 1
+        await database.write(lambda connection: ensure_schema(connection, version=9, upgrades=broken))
+    assert await database.read(version_of) == schema_version.VERSION
     with pytest.raises(DBAPIError, match="colour"):
         await database.read(lambda c: c.execute(text("SELECT colour FROM threads")).all())
+
+
+async def test_the_upgrades_make_what_a_new_database_has(database: Database) -> None:
+    def picture(connection: Connection) -> dict[str, object]:
+        looked = inspect(connection)
+        return {
+            name: (
+                [(c["name"], str(c["type"]), c["nullable"]) for c in looked.get_columns(name)],
+                looked.get_pk_constraint(name)["constrained_columns"],
+                sorted(str(index["column_names"]) for index in looked.get_indexes(name)),
+                [one["column_names"] for one in looked.get_unique_constraints(name)],
+            )
+            for name in ("interactions", "consents")
+        }
+
+    def go_back(connection: Connection) -> None:
+        for name in ("interactions", "consents"):
+            connection.execute(text(f"DROP TABLE {name}"))
+        connection.execute(text("UPDATE schema_version SET version = 1"))
+
+    new = await database.read(picture)
+    await database.write(go_back)
+    await database.write(ensure_schema)
+    assert await database.read(picture) == new
+    assert await database.read(version_of) == schema_version.VERSION
 
 
 def test_a_changed_table_needs_an_upgrade() -> None:
@@ -246,7 +271,7 @@ def test_a_changed_table_needs_an_upgrade() -> None:
         table.name: ",".join(f"{column.name}{'' if column.nullable else '!'}" for column in table.columns)
         for table in metadata.tables.values()
     }
-    assert schema_version.VERSION == 1
+    assert schema_version.VERSION == 2
     assert picture == {
         "schema_version": "version!",
         "threads": "id!,user_id!,title,created_at!,updated_at!,next_seq!,next_position!,leased_by,leased_until",
@@ -262,6 +287,8 @@ def test_a_changed_table_needs_an_upgrade() -> None:
         "passages": "id!,document_id!,position!,start!,text!",
         "quarantine": "id!,user_id!,run_id!,kind!,score!,findings!,text!,state!,created_at!,decided_at,decided_by,"
         "reason",
+        "interactions": "id!,run_id!,user_id!,thread_id,outcome!,messages!,tools!,rating,comment!,better!,created_at!",
+        "consents": "user_id!,learn!,decided_at!",
         "mcp_servers": "id!,user_id!,name!,body!",
     }
 
