@@ -53,13 +53,20 @@ def champion(appliance: Appliance) -> dict[str, Any]:
 
 
 class Load:
-    """Clients that ask without a pause, and streams, from the start of the block to its end."""
+    """Clients that ask from the start of the block to its end, each again as soon as the rate lets it.
+
+    The rate stays below what the gateway takes from one user, 200 requests a second: a tiny model answers faster than
+    that, and the rest would be refused with 429.
+    """
+
+    RATE = 150  #: requests a second of all clients, at most
 
     def __init__(self, url: str, clients: int = 3) -> None:
         self.url = url
         self.answers: list[tuple[int, str]] = []
         self.faults: list[str] = []
         self._stop = threading.Event()
+        self._pause_s = clients / self.RATE  #: from one request of a client to its next
         self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
 
     def __enter__(self) -> Self:
@@ -74,7 +81,9 @@ class Load:
 
     def _ask(self) -> None:
         body = {"model": "agent", "prompt": "Hi", "stream": False, "options": {"num_predict": 4}}
-        while not self._stop.is_set():
+        due = time.monotonic()
+        while not self._stop.wait(due - time.monotonic()):
+            due = max(due, time.monotonic()) + self._pause_s
             request = urllib.request.Request(f"{self.url}/api/generate", json.dumps(body).encode())
             try:
                 with urllib.request.urlopen(request, timeout=60) as response:

@@ -68,6 +68,8 @@ def rig(outside: str) -> Iterator[Rig]:
     allow = json.dumps(["*", outside])
     with open_rig({"LOOPBOX_SANDBOX__WARM": "1", "LOOPBOX_EGRESS__ALLOW": allow}) as rig:
         rig.start()
+        # The control API answers before sandboxes can be lent.
+        wait_for("a sandbox is warm", lambda: rig.status()["sandboxes"]["warm"] == 1)
         with lent(rig, "ordinary", hosts=[]):
             assert "egress" not in rig.containers()  # nobody was granted anything
         yield rig

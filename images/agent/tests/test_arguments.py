@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loopbox_agent.arguments import ArgumentsInvalidError, fit_arguments, read_json, repair_json
@@ -65,8 +65,11 @@ def test_what_does_not_fit_is_said(given_arguments: Any, word: str) -> None:  # 
     assert word in str(caught.value)
 
 
-@given(st.text(max_size=60) | st.text(alphabet='{}[]":,\\n 1a', max_size=60))
-@settings(deadline=None)
+FENCED = st.lists(st.sampled_from(["{", "}", '"', ":", ",", "```json", "```", "\n", "a"]), max_size=16).map("".join)
+
+
+@given(st.text(max_size=60) | st.text(alphabet='{}[]":,\\n 1a', max_size=60) | FENCED)
+@example('{"```json```{')  # trips an assertion of the library's
 def test_no_text_breaks_the_reading(text: str) -> None:
     read = read_json(text)
     assert repair_json(text) == read or read is None

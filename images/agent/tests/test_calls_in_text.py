@@ -7,10 +7,20 @@ import json
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loopbox_agent.calls_in_text import LONGEST, MAX_CALLS, CallFilter, FoundCall, Piece, Text, Thought, parse_calls
+from loopbox_agent.calls_in_text import (
+    LONGEST,
+    MAX_CALLS,
+    MAX_THOUGHT_TAG,
+    CallFilter,
+    FoundCall,
+    Piece,
+    Text,
+    Thought,
+    parse_calls,
+)
 
 OFFERED = ("python", "read_file", "get.weather")
 ARGS = {"code": 'print("a}b")\n# </tool_call> ```', "n": [1, {"x": None}]}
@@ -149,8 +159,14 @@ def merged(pieces: list[Piece]) -> list[Piece]:
     return told
 
 
+# What stands right after the longest that a call may be, and a thought's tag that comes after as much space as may be.
+@example(text='<function=python>{"a": "] </function> >', cuts=[], longest=38)
+@example(text='<function=python>{"a": "] </function> <tool_call>', cuts=[], longest=40)
+@example(text=" " * MAX_THOUGHT_TAG + "<think>Hm</think>", cuts=[], longest=LONGEST)
+@example(text=" " * (MAX_THOUGHT_TAG + 1) + "<think>Hm</think>", cuts=[], longest=LONGEST)
+@example(text='{"name": "python", "arguments": {"```json```{"}}', cuts=[], longest=LONGEST)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 400), max_size=12), longest=st.sampled_from([40, 200, LONGEST]))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_any_cut_of_the_stream_gives_the_same(text: str, cuts: list[int], longest: int) -> None:
     def run(parts: list[str]) -> list[Piece]:
         filtered = CallFilter(OFFERED, longest=longest)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from loopbox_toolrunner.launcher import Launcher
+from loopbox_toolrunner.processes import Process, memory_of
 from loopbox_toolrunner.runner import Outcome, RefusedError, Runner
 from loopbox_toolrunner.settings import Settings
 
@@ -241,6 +243,18 @@ async def test_memory_shared_after_a_fork_counts_once(box: Box) -> None:
         "[os.waitpid(p, 0) for p in pids]; print('fine')"
     )
     assert (await box.python(code)).stdout == "fine\n"
+
+
+def test_what_a_process_held_when_listed_counts_no_more_once_it_has_ended() -> None:
+    """Its forked parent has the same pages, and together they would be over the limit."""
+    child = subprocess.Popen(["sleep", "60"])
+    listed = {child.pid: Process(os.getpid(), 1, 100 * MIB, dead=False)}
+    assert 0 < memory_of(listed, listed, MIB) < 100 * MIB
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert memory_of(listed, listed, MIB) == 0, "a zombie"
+    child.wait()
+    assert memory_of(listed, listed, MIB) == 0, "nothing is left"
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="this host has no node; the image's test has")

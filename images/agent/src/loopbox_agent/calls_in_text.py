@@ -231,12 +231,14 @@ class CallFilter:
         """Look whether the answer begins with a thought; False for not known yet."""
         rest = self._text[self._at :]
         words = rest.lstrip()
-        if len(words) < len("<think>") and "<think>".startswith(words) and not final and len(rest) <= MAX_THOUGHT_TAG:
+        blank = len(rest) - len(words)
+        near = blank <= MAX_THOUGHT_TAG  # the blanks alone: how much of the tag came with them is chance
+        if near and not final and len(words) < len("<think>") and "<think>".startswith(words):
             return False
         self._begun = True
-        if words.startswith("<think>") and len(rest) - len(words) <= MAX_THOUGHT_TAG:
+        if near and words.startswith("<think>"):
             self._thinking = True
-            self._at += len(rest) - len(words) + len("<think>")
+            self._at += blank + len("<think>")
         return True
 
     def _thought(self, *, final: bool) -> Iterator[Piece]:
@@ -320,13 +322,15 @@ class CallFilter:
     def _cut(self, candidate: _Candidate, stop: int) -> _Settled:
         """Settle a value that never ends: the closing mark has to do, where nothing but another call follows it.
 
-        A mark inside a string may be the text's own, and a call that was cut off in the middle is never made.
+        A mark inside a string may be the text's own, and a call that was cut off in the middle is never made. At the
+        longest that a call may be, nobody knows what follows, so only what stands before that bound counts.
         """
+        ended = stop - candidate.begin < self._longest
         balance, close = candidate.balance, candidate.form.close
         mark = balance.position if balance.found == -1 else self._text.find(close, balance.begin, stop) if close else -1
         while balance.found is None and mark >= 0:
-            rest = self._text[mark + len(close) :].lstrip()
-            if not rest or rest.startswith(_TAGS):
+            rest = self._text[mark + len(close) : stop].lstrip()
+            if (ended and not rest) or rest.startswith(_TAGS):
                 break
             mark = self._text.find(close, mark + 1, stop)
         found = self._read(candidate, self._text[balance.begin : mark]) if mark >= 0 else None

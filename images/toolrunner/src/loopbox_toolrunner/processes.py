@@ -70,9 +70,16 @@ def descendants(of: int, table: Mapping[int, Process], *, without: Iterable[int]
 
 
 def private_bytes(pid: int) -> int | None:
-    """Return a process's fair share of memory, files left out; None where the kernel does not tell."""
+    """Return a process's fair share of memory, files left out; None where the kernel does not tell.
+
+    One that has ended since it was listed holds nothing: what it shared is counted where it still is.
+    """
     try:
         text = _read(f"/proc/{pid}/smaps_rollup", 4096)
+    except ProcessLookupError:
+        return 0
+    except FileNotFoundError:
+        return None if os.path.exists(f"/proc/{pid}/stat") else 0  # noqa: PTH110 many times a second
     except OSError:
         return None
     told = dict(line.split(b":", 1) for line in text.splitlines()[1:] if b":" in line)
