@@ -272,6 +272,19 @@ class LimitSettings(BaseModel):
     login_burst: Annotated[float, Field(ge=1, le=1_000_000)] = 20.0
 
 
+class TrainingSettings(BaseModel):
+    """The trainer's jobs. One runs at a time, behind everything that serves."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    memory_bytes: Annotated[int, Field(ge=512 << 20)] = 8 << 30
+    cpus: Annotated[float, Field(gt=0, le=1024)] | None = None  #: None: what others leave
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0  #: of the computation; 0: one for each core
+    gpu: bool = False  #: it may have every NVIDIA GPU
+    longest_s: Annotated[float, Field(ge=60, le=30 * 86400)] = 86400.0
+    keep: Annotated[int, Field(ge=1, le=1000)] = 20  #: jobs whose files stay
+
+
 class Settings(BaseSettings):
     """Everything an operator may set. Bytes and seconds unless the name says else."""
 
@@ -298,6 +311,7 @@ class Settings(BaseSettings):
     log_level: Annotated[str, Field(pattern=r"^(debug|info|warning|error)$")] = "info"
     sandbox: SandboxSettings = SandboxSettings()
     egress: EgressSettings = EgressSettings()
+    training: TrainingSettings = TrainingSettings()
     agent: AgentSettings = AgentSettings()
     rollout: RolloutSettings = RolloutSettings()
     supervise: SuperviseSettings = SuperviseSettings()

@@ -33,7 +33,7 @@ from loopd.rollout import Rollouts
 from loopd.routing import Routing
 from loopd.state import StateWriteError
 from loopd.unit_plan import BACKOFF_MOST_S, Apply, Past, Remove, Wait, due_at, is_looping, plan_units
-from loopd.units import AGENT, ENGINE_PREFIX, GATEWAY, KEPT_BY_THE_BROKER
+from loopd.units import AGENT, ENGINE_PREFIX, GATEWAY, KEPT_BY_OTHERS
 
 RETRY_S = 1.0  # after a reconcile that failed
 TOUCH_KEPT = timedelta(minutes=10)  # what somebody did to a unit longer ago did not end it
@@ -124,7 +124,7 @@ class Supervisor:
         observed = {
             i.unit: i
             for i in await self.engine.observe()
-            if not i.unit.startswith(KEPT_BY_THE_BROKER) and i.unit not in theirs | half_way
+            if not i.unit.startswith(KEPT_BY_OTHERS) and i.unit not in theirs | half_way
         }
         desired = [unit for unit in desired if unit.name not in half_way]
         self._seen = {unit.name for unit in desired if unit.name in observed or unit.name in self._seen}
@@ -351,7 +351,7 @@ class Supervisor:
                     self.metrics.relists.inc()
                     if back:
                         self._engine_back_at = self.clock()
-                case Event(unit=unit) if unit.startswith(KEPT_BY_THE_BROKER):
+                case Event(unit=unit) if unit.startswith(KEPT_BY_OTHERS):
                     continue
                 case Event(action="killed", unit=unit):
                     self._touched[unit] = event

@@ -19,13 +19,15 @@ AGENT = "agent"
 SANDBOX_PREFIX = "sandbox-"
 ENGINE_PREFIX = "engine-"
 EGRESS = "egress"
-KEPT_BY_THE_BROKER = (SANDBOX_PREFIX, EGRESS)  # units whose names begin so are not the supervisor's
+TRAINER_PREFIX = "trainer-"
+KEPT_BY_OTHERS = (SANDBOX_PREFIX, EGRESS, TRAINER_PREFIX)  # units whose names begin so are not the supervisor's
 
 ENGINE_UID = 10001
 AGENT_UID = 10002
 TOOLRUNNER_UID = 10003
 GATEWAY_UID = 10004
 EGRESS_UID = 10005
+TRAINER_UID = 10006
 
 ENGINE_PORT = 11434
 AGENT_PORT = 8000
@@ -57,8 +59,10 @@ GATEWAY_WEIGHT = 16384  # all traffic passes it, and it needs little
 SERVING_WEIGHT = 4096
 CANDIDATE_WEIGHT = 256  # while it starts, loads and is checked: what serves comes first
 SANDBOX_WEIGHT = 1024
+TRAINER_WEIGHT = 32  # it has time
 STARTING_WEIGHT = 64  # a sandbox that starts must not slow those that are lent
 
+TRAINER_OOM_ADJ = 900  # for want of memory on the host, training ends first: it goes on from its checkpoint
 SANDBOX_OOM_ADJ = 800  # for want of memory on the host, sandboxes end before all else of ours
 
 # The runner's process and its buffers beside the weights and the key-value cache; measured 80 MB for a tiny model.
@@ -106,6 +110,16 @@ class Layout:
     def incoming(self) -> Path:
         """Where people drop models."""
         return self.home / "models" / "incoming"
+
+    @property
+    def jobs(self) -> Path:
+        """One directory for each job of the trainer."""
+        return self.home / "training" / "jobs"
+
+    @property
+    def datasets(self) -> Path:
+        """What the trainer may read to learn from."""
+        return self.home / "training" / "data"
 
     @property
     def rejected(self) -> Path:
@@ -171,6 +185,9 @@ class Layout:
             (self.rejected, 0o755, 0),
             (self.blobs, 0o755, 0),
             (self.engines, 0o755, 0),
+            (self.home / "training", 0o700, 0),
+            (self.jobs, 0o755, 0),
+            (self.datasets, 0o755, 0),
             (self.agent, 0o700, AGENT_UID),
             (self.run_dir, 0o755, 0),
             (self.gateway, 0o750, GATEWAY_UID),
@@ -324,6 +341,33 @@ def egress_unit(settings: Settings, image: str) -> Unit:
         mounts=(Mount(source=str(layout_of(settings).egress_control), target="/run/egress", read_only=True),),
         stop_grace_s=1,
         confinement=Confinement(seccomp=sandbox_profile(), masked_paths=MASKED_PATHS, open_files=8192),
+    )
+
+
+def trainer_unit(settings: Settings, image: str, job: str, shrinks: int) -> Unit:
+    """Return a job's container: no network, its own folder, and the weights and data to read.
+
+    job: its id. shrinks: it takes 1 / 2**shrinks of what it would at once.
+    """
+    layout, limits = layout_of(settings), settings.training
+    work = layout.jobs / job / "work"
+    return Unit(
+        name=f"{TRAINER_PREFIX}{job.removeprefix('job-')}",
+        image=image,
+        user=f"{TRAINER_UID}:{TRAINER_UID}",
+        network="none",
+        limits=Limits(memory_bytes=limits.memory_bytes, cpus=limits.cpus, pids=512, weight=TRAINER_WEIGHT),
+        environment=(("TRAINER_SHRINKS", str(shrinks)), ("TRAINER_THREADS", str(limits.threads))),
+        mounts=(
+            Mount(source=str(work), target="/job"),
+            Mount(source=str(work.parent / "spec.json"), target="/job/spec.json", read_only=True),
+            Mount(source=str(layout.datasets), target="/data", read_only=True),
+            Mount(source=str(layout.blobs), target="/models", read_only=True),
+        ),
+        tmpfs=(("/tmp", "size=1g,nosuid,nodev"),),  # noqa: S108 inside the container
+        stop_grace_s=30,
+        gpus=limits.gpu,
+        confinement=Confinement(oom_score_adj=TRAINER_OOM_ADJ),
     )
 
 
