@@ -27,6 +27,7 @@ from loopd.admission import read_capacity
 from loopd.alert_channels import channels_of
 from loopd.alerts import Alerts
 from loopd.api.auth import BODY_BYTES as AUTH_BODY_BYTES
+from loopd.api.jobs import JobRoutes
 from loopd.api.routes import Routes
 from loopd.api.web import FORWARDED, IDENTITY, METRICS, Endpoint, answer_errors, correlate, guard
 from loopd.attempts import Buckets
@@ -56,6 +57,7 @@ from loopd.identity import Identity
 from loopd.images import ImageSet, load_images
 from loopd.inspection import check
 from loopd.intake import Intake
+from loopd.job import Jobs
 from loopd.journal import Journal
 from loopd.keys import Keyring
 from loopd.lease import Leases
@@ -80,7 +82,18 @@ from loopd.supervise import Supervisor
 from loopd.tap import open_tap, parse_request
 from loopd.tokens import Tokens
 from loopd.toolbox import Toolbox
-from loopd.units import AGENT_UID, GATEWAY_UID, Layout, SandboxKind, agent_unit, engine_unit, gateway_unit, layout_of
+from loopd.trainer import Trainer
+from loopd.units import (
+    AGENT_UID,
+    GATEWAY_UID,
+    Layout,
+    SandboxKind,
+    agent_unit,
+    engine_unit,
+    gateway_unit,
+    layout_of,
+    trainer_unit,
+)
 from loopd.users import Users
 from loopd.vitals import Vitals
 from loopd.watch import Watcher
@@ -328,6 +341,15 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             ledger=ledger,
             settings=settings.registry,
         )
+        jobs = Jobs(database, ledger)
+        trainer = Trainer(
+            jobs=jobs,
+            engine=engine,
+            layout=layout,
+            settings=settings.training,
+            image=getattr(images, "trainer", None),
+            unit=lambda image, job, shrinks: trainer_unit(settings, image, job, shrinks),
+        )
         watcher = Watcher(
             directory=layout.incoming,
             intake=intake,
@@ -365,6 +387,9 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             login=login,
             users=users,
             doors=doors,
+            jobs=JobRoutes(
+                trainer=trainer, jobs=jobs, registry=registry, settings=settings.training, num_ctx=settings.num_ctx
+            ),
         )
         yield Parts(
             settings=settings,
@@ -381,6 +406,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
                 ("sandboxes", broker.run_forever),
                 ("egress", egress.run_forever),
                 ("incoming", watcher.run_forever),
+                ("jobs", trainer.run_forever),
                 ("collection", collector.run_forever),
                 ("backups", backups.run_forever),
                 ("doors", doors.run_forever),

@@ -20,6 +20,8 @@ Kind = Literal["curate", "train", "score"]
 Status = Literal["queued", "running", "done", "failed", "cancelled"]
 Ending = Literal["done", "failed", "cancelled"]
 
+Figure = str | int | float | bool | None
+
 JOB_PATTERN = r"^job-[0-9a-f]{12}$"
 MOST_QUEUED = 32
 ENDED: frozenset[Status] = frozenset(get_args(Ending))
@@ -51,7 +53,7 @@ class Job:
     stopping: str = ""  #: why it is to end; '': it is not
     code: str = ""  #: of a failure, a stable word
     reason: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -128,7 +130,7 @@ class Jobs:
         return await self.get(job_id)
 
     async def finish(
-        self, job: Job, status: Ending, *, code: str = "", reason: str = "", figures: Mapping[str, float] | None = None
+        self, job: Job, status: Ending, *, code: str = "", reason: str = "", figures: Mapping[str, Figure] | None = None
     ) -> None:
         """Write down how it ended."""
         async with self._database.transaction():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from loopd.engine import Instance, InstanceState
-from loopd.job import Ending, Job
+from loopd.job import Ending, Figure, Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class Result:
     status: Ending
     code: str = ""
     message: str = ""
-    figures: Mapping[str, float]
+    figures: Mapping[str, Figure]
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,13 +47,19 @@ class NoTrainerError(UnavailableError):
     code = "no_trainer"
 
 
+_Name = Annotated[str, Field(max_length=100)]
+
+
 class _Told(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     status: Ending
     code: Annotated[str, Field(max_length=100)] = ""
     message: Annotated[str, Field(max_length=4000)] = ""
-    figures: Annotated[dict[Annotated[str, Field(max_length=100)], FiniteFloat], Field(max_length=200)] = {}
+    figures: Annotated[
+        dict[_Name, bool | int | FiniteFloat | Annotated[str, Field(max_length=500)] | None],
+        Field(max_length=200),
+    ] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +147,10 @@ class Trainer:
             case Finish(job=job, result=result):
                 if unit_of(job.id) in seen:
                     await self.engine.remove(unit_of(job.id), grace_s=0)
+                if result.status == "done":
+                    name = f"{job.spec.get('name', 'trained')}-{job.id.removeprefix('job-')}"
+                    handed = await asyncio.to_thread(hand_on, self.work(job.id) / "out", self.layout.incoming, name)
+                    log.info("job.handed_on", job=job.id, files=handed)
                 await self.jobs.finish(
                     job, result.status, code=result.code, reason=result.message, figures=result.figures
                 )
@@ -193,6 +203,24 @@ class Trainer:
             except LoopdError as error:
                 log.warning("jobs.unwatched", error=str(error))
             await asyncio.sleep(RETRY_S)
+
+
+def hand_on(out: Path, incoming: Path, name: str) -> list[str]:
+    """Move what a job made into the model directory, its sidecar first, and return the names. Blocks. Raises OSError.
+
+    May be done again: what was moved before is not there any more.
+    """
+    handed: list[str] = []
+    for kind in ("adapter", "model"):
+        model, sidecar = out / f"{kind}.gguf", out / f"{kind}.toml"
+        if out.is_symlink() or model.is_symlink() or sidecar.is_symlink() or not model.is_file():
+            continue
+        for source, suffix in ((sidecar, ".toml"), (model, ".gguf")):
+            if source.is_file():
+                own(source, 0)
+                source.replace(incoming / f"{name}{suffix}")
+                handed.append(f"{name}{suffix}")
+    return handed
 
 
 def read_result(work: Path) -> Result | None:

@@ -10,6 +10,7 @@ from loopd.api.auth import AuthRoutes
 from loopd.api.backups import BackupRoutes
 from loopd.api.events import EventRoutes
 from loopd.api.host import HostRoutes
+from loopd.api.jobs import JobRoutes
 from loopd.api.releases import ReleaseRoutes
 from loopd.api.rollouts import RolloutRoutes
 from loopd.api.sandboxes import SandboxRoutes
@@ -50,6 +51,7 @@ class Routes:
     login: Login
     users: Users
     doors: DoorKeeper
+    jobs: JobRoutes
     events: EventRoutes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +70,7 @@ class Routes:
                 collector=self.collector,
             ).endpoints(),
             *RolloutRoutes(status=self.status, rollouts=self.rollouts).endpoints(),
+            *self.jobs.endpoints(),
             *self.events.endpoints(),
             *BackupRoutes(backups=self.backups).endpoints(),
             *self._sandboxes().endpoints(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr
 
 from loopd.egress_rules import MOST_HOSTS
 from loopd.principal import USER_PATTERN, Role
@@ -480,3 +480,71 @@ class KeyView(Body):
 
     kid: str
     verifying: int = Field(description="keys that verify, this one included")
+
+
+DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class TrainRequest(Body):
+    """What to train, and how. The figures are the trainer's defaults for a small model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    train: Annotated[list[DataName], Field(min_length=1, max_length=64, description="files in training/data")]
+    evaluate: Annotated[list[DataName], Field(max_length=64)] = []
+    base: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="the release to train; the one that serves if left out"
+    )
+    hand_over: Literal["adapter", "model"] = Field(
+        default="adapter", description="a LoRA adapter for the base, or a model of its own"
+    )
+    r: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[float, Field(gt=0, le=4096)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]], Field(max_length=32)] = []
+    tokens: Annotated[int, Field(ge=64, le=131_072, description="of one packed sequence")] = 1024
+    batch: Annotated[int, Field(ge=1, le=1024)] = 1
+    accumulation: Annotated[int, Field(ge=1, le=1024)] = 1
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    quantise: Literal["auto", "nf4", "none"] = "auto"
+    gradient_checkpointing: bool = False
+
+
+class JobView(Body):
+    """One job of the trainer."""
+
+    id: str
+    kind: Literal["curate", "train", "score"]
+    status: Literal["queued", "running", "done", "failed", "cancelled"]
+    cause: str = Field(description="who or what asked for it")
+    spec: dict[str, JsonValue]
+    starts: int = Field(description="of its container")
+    shrinks: int = Field(description="how often it was started anew taking half as much at once")
+    stopping: str = Field(description="why it is to end, '' when it is not")
+    code: str = Field(description="a stable word for why it failed")
+    reason: str
+    figures: dict[str, str | int | float | bool | None]
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class JobList(Body):
+    """The newest jobs, newest first."""
+
+    jobs: list[JobView]
+
+
+class JobEventView(Body):
+    """One thing that a job told."""
+
+    number: int
+    body: dict[str, JsonValue]
+
+
+class JobEventList(Body):
+    """How a job stands, and what it told after a number."""
+
+    job: JobView
+    events: list[JobEventView]

@@ -34,6 +34,9 @@ from loopd.api.schema import (
     HealthView,
     IssuedView,
     IssueRequest,
+    JobEventList,
+    JobList,
+    JobView,
     KeyView,
     ReleaseList,
     ReleaseView,
@@ -44,6 +47,7 @@ from loopd.api.schema import (
     RotateRequest,
     StatusView,
     TokenList,
+    TrainRequest,
     UserList,
     UserView,
 )
@@ -136,6 +140,26 @@ class Client:
     def abort(self, number: int) -> RolloutView:
         """Turn a rollout back."""
         return self._call("POST", f"/v1/rollouts/{number}/abort", RolloutView)
+
+    def train(self, asked: TrainRequest) -> JobView:
+        """Queue a job."""
+        return self._call("POST", "/v1/finetune/jobs", JobView, body=asked.model_dump_json().encode())
+
+    def jobs(self) -> list[JobView]:
+        """List jobs, newest first."""
+        return self._call("GET", "/v1/finetune/jobs", JobList).jobs
+
+    def job(self, job_id: str, *, after: int = 0) -> JobEventList:
+        """Show one and what it told after a number."""
+        return self._call("GET", f"{_job(job_id)}/events?after={after}", JobEventList)
+
+    def cancel_job(self, job_id: str) -> JobView:
+        """End one."""
+        return self._call("POST", f"{_job(job_id)}/cancel", JobView)
+
+    def resume_job(self, job_id: str) -> JobView:
+        """Have one go on."""
+        return self._call("POST", f"{_job(job_id)}/resume", JobView)
 
     def events(self, *, after: int = 0, limit: int) -> list[EventView]:
         """Read a page of the ledger, oldest first."""
@@ -273,3 +297,7 @@ def _opens(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _job(job_id: str) -> str:
+    return f"/v1/finetune/jobs/{quote(job_id, safe='')}"

@@ -44,6 +44,16 @@ def rollouts(incomplete: str) -> Words:
     return _offer(incomplete, ask)
 
 
+def jobs(incomplete: str) -> Words:
+    """Offer jobs of the trainer, newest first."""
+
+    def ask() -> Words:
+        with open_client() as client:
+            return [(view.id, f"{view.status} {view.spec.get('name', '')}") for view in client.jobs()]
+
+    return _offer(incomplete, ask)
+
+
 def tokens(incomplete: str) -> Words:
     """Offer tokens by id."""
 

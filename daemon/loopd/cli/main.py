@@ -30,6 +30,7 @@ from loopd.cli import (
     threads,
     tokens,
     tools,
+    train,
     up,
     users,
     why,
@@ -94,6 +95,7 @@ app.add_typer(people.app, name="people")
 app.command("exec", context_settings={"allow_interspersed_args": False})(execute.execute)
 app.add_typer(releases.app, name="releases")
 app.add_typer(rollouts.app, name="rollouts")
+app.add_typer(train.app, name="train")
 app.command("events")(events.events)
 app.command("why")(why.why)
 app.add_typer(audit.app, name="audit")
