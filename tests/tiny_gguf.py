@@ -37,19 +37,19 @@ def byte_tokens() -> list[str]:
     return [chr(byte) if byte in plain else chr(256 + next(spelled)) for byte in range(256)]
 
 
-def tiny_weights(seed: int, *, layers: int = 2) -> dict[str, Matrix]:
+def tiny_weights(seed: int, *, layers: int = 2, vocabulary: int = VOCABULARY) -> dict[str, Matrix]:
     """Return the tensors by name; another seed gives other numbers throughout."""
     random = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int, gain: float = 1.0) -> Matrix:
         return np.asarray(random.standard_normal((rows, columns)) * gain / columns**0.5, dtype=np.float32)
 
-    output = np.zeros((VOCABULARY, WIDTH), dtype=np.float32)
+    output = np.zeros((vocabulary, WIDTH), dtype=np.float32)
     spoken = [*range(ord(" "), ord("~") + 1), END]
     output[spoken] = matrix(len(spoken), WIDTH, 3.0)
     output[END] *= 0.7
     tensors: dict[str, Matrix] = {
-        "token_embd.weight": random.standard_normal((VOCABULARY, WIDTH)).astype(np.float32),
+        "token_embd.weight": random.standard_normal((vocabulary, WIDTH)).astype(np.float32),
         "output.weight": output,
         "output_norm.weight": np.ones(WIDTH, dtype=np.float32),
     }
@@ -77,8 +77,13 @@ def make_tiny_gguf(
     chat_template: str | None = CHATML,
     context_length: int = 2048,
     architecture: str = "llama",
+    merges: bool = False,
 ) -> Path:
-    """Write a tiny model to ``path`` and return it: 470 KB with two layers, and 164 KB for each one more."""
+    """Write a tiny model to ``path`` and return it: 470 KB with two layers, and 164 KB for each one more.
+
+    merges: has a token of two spaces; trainers insist that a merge makes a token, engines that there is a merge.
+    """
+    vocabulary = VOCABULARY + merges
     writer: Any = gguf.GGUFWriter(path, architecture)  # Any: gguf ships no types
     writer.add_name(name)
     writer.add_context_length(context_length)
@@ -89,21 +94,21 @@ def make_tiny_gguf(
     writer.add_head_count_kv(HEADS)
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCABULARY)
+    writer.add_vocab_size(vocabulary)
     writer.add_file_type(0)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([*byte_tokens(), *SPECIAL])
-    writer.add_token_types([1] * 256 + [3] * len(SPECIAL))
-    # The engine insists on merges; this one can't apply, for there is no token of two bytes.
-    writer.add_token_merges(["Ā ā"])
+    writer.add_token_list([*byte_tokens(), *SPECIAL, *["ĠĠ"] * merges])
+    writer.add_token_types([1] * 256 + [3] * len(SPECIAL) + [1] * merges)
+    # The engine insists on merges; without one that is meant, this one can't apply: there is no token of two bytes.
+    writer.add_token_merges(["Ġ Ġ" if merges else "Ā ā"])
     writer.add_bos_token_id(257)
     writer.add_eos_token_id(END)
     writer.add_pad_token_id(256)
     writer.add_add_bos_token(value=False)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    for tensor, numbers in tiny_weights(seed, layers=layers).items():
+    for tensor, numbers in tiny_weights(seed, layers=layers, vocabulary=vocabulary).items():
         writer.add_tensor(tensor, numbers)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

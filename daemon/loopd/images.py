@@ -58,6 +58,7 @@ class ImageSet(BaseModel):
     toolrunner: Tag
     egress: Tag | None = None  #: absent in the file of an older version: then no host is granted
     browser: Tag | None = None  #: absent there, too: then no sandbox with a browser is lent
+    trainer: Tag | None = None  #: absent there, too; told even while it is not built, see ON_DEMAND
 
     def tags(self) -> tuple[str, ...]:
         """Return all of them."""
@@ -65,6 +66,8 @@ class ImageSet(BaseModel):
 
 
 NAMES: tuple[str, ...] = tuple(ImageSet.model_fields)
+#: Built only when asked for by name: gigabytes, and nothing that serves needs them.
+ON_DEMAND: frozenset[str] = frozenset({"trainer"})
 
 
 @dataclass(frozen=True, slots=True)

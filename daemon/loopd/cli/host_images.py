@@ -7,7 +7,7 @@ from loopd.cli.host_parts import ContainerHost, Host
 from loopd.cli.words import count
 from loopd.engine import EngineDownError
 from loopd.host import HostError
-from loopd.images import DEBIAN, ImagesError, Recipe, image_set, load_images, save_images
+from loopd.images import DEBIAN, ON_DEMAND, ImagesError, Recipe, image_set, load_images, save_images
 
 BASE_S = 1800.0
 
@@ -28,11 +28,16 @@ def ensure_base(host: Host, engine: ContainerHost, say: Say) -> str:
     return f"{DEBIAN} made"
 
 
-def ensure_built(engine: ContainerHost, recipes: tuple[Recipe, ...], say: Say) -> tuple[str, ...]:
-    """Build what is missing, parents first; return the names built. Raises BuildError."""
+def ensure_built(
+    engine: ContainerHost, recipes: tuple[Recipe, ...], say: Say, *, asked: str | None = None
+) -> tuple[str, ...]:
+    """Build what is missing, parents first; return the names built. Raises BuildError.
+
+    asked: the image asked for by name; of those that are built on demand, no other is.
+    """
     built = []
     for number, recipe in enumerate(recipes, 1):
-        if engine.has(recipe.tag):
+        if engine.has(recipe.tag) or (recipe.name in ON_DEMAND and recipe.name != asked):
             continue
         title = f"{recipe.name} ({number} of {len(recipes)})"
         say(f"{title}: building")

@@ -177,7 +177,8 @@ def build_images(host: Host, screen: Screen, *, only: str | None, portable: bool
         with host.open_engine() as engine:
             progress.step("base image", lambda say: host_images.ensure_base(host, engine, say))
             progress.step(
-                "images", lambda say: host_images.tell(host_images.ensure_built(engine, recipes, say), recipes)
+                "images",
+                lambda say: host_images.tell(host_images.ensure_built(engine, recipes, say, asked=only), recipes),
             )
     tags = {recipe.name: recipe.tag for recipe in recipes}
     screen.write(dumps(tags) + "\n" if json else "".join(f"{tag}\n" for tag in tags.values()))
