@@ -9,7 +9,7 @@ DEV := .venv-dev/bin
 TEST_HOME := $(CURDIR)/.tools/home
 PYTEST ?=
 CODE := daemon images tests bench
-MYPY := daemon/loopd images/agent/src images/toolrunner/src daemon/tests images/agent/tests images/toolrunner/tests images/egress/src images/egress/tests images/browser/src images/browser/tests tests bench
+MYPY := daemon/loopd images/agent/src images/toolrunner/src daemon/tests images/agent/tests images/toolrunner/tests images/egress/src images/egress/tests images/browser/src images/browser/tests images/trainer/src images/trainer/tests tests bench
 
 .PHONY: help
 help: ## Say what there is.
