@@ -130,13 +130,23 @@ def interaction(number: int, told: list[Any]) -> dict[str, Any]:
             part = {"part_kind": "user-prompt", "content": what, "timestamp": "2026-01-01T00:00:00Z"}
             messages.append({"kind": "request", "instructions": "You are a helpful agent.", "parts": [part]})
         elif who == "result":
-            part = {"part_kind": "tool-return", "content": what, "tool_name": told[place - 1][1][0], "tool_call_id": f"c{place}"}
+            part = {
+                "part_kind": "tool-return",
+                "content": what,
+                "tool_name": told[place - 1][1][0],
+                "tool_call_id": f"c{place}",
+            }
             messages.append({"kind": "request", "instructions": "You are a helpful agent.", "parts": [part]})
             failed += [f"c{place}"] if bad else []
         else:
             part = {"part_kind": "text", "content": what}
             if who == "call":
-                part = {"part_kind": "tool-call", "tool_name": what[0], "args": {"path": what[1]}, "tool_call_id": f"c{place + 1}"}
+                part = {
+                    "part_kind": "tool-call",
+                    "tool_name": what[0],
+                    "args": {"path": what[1]},
+                    "tool_call_id": f"c{place + 1}",
+                }
             usage = {"input_tokens": 400, "output_tokens": 60, "details": {}}
             messages.append({"kind": "response", "parts": [part], "usage": usage, "model_name": "m"})
     ids = {"thread_id": f"thread_{number:016x}", "run_id": f"run_{number:016x}"}

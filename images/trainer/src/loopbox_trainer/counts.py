@@ -34,6 +34,6 @@ class Step:
             "in": self.taken,
             "added": self.added,
             "out": self.given,
-            "dropped": dict(sorted(self.dropped.items())),
-            "noted": dict(sorted(self.noted.items())),
+            "dropped": dict(sorted((+self.dropped).items())),
+            "noted": dict(sorted((+self.noted).items())),
         }

@@ -29,6 +29,7 @@ _MOST_CACHED: Final = 1 << 18
 
 Signatures = npt.NDArray[np.uint32]  #: (rows, MINIMA)
 
+_WORD: Final = re.compile(r"\w+")
 _TOKEN: Final = re.compile(r"[぀-ヿ㐀-鿿가-힯]|\w+")  # scripts without spaces count by the character
 _ARGUMENTS: Final = msgspec.json.Encoder(order="deterministic")
 
@@ -100,16 +101,17 @@ class MinHash:
         return made
 
     def _hashes(self, text: str) -> list[int]:
+        small = text.lower()
+        words = (_WORD if small.isascii() else _TOKEN).findall(small)[:MOST_WORDS] or [""]
         known = self._words
-        if len(known) > _MOST_CACHED:
-            known.clear()
-        hashes = []
-        for word in _TOKEN.findall(text.lower())[:MOST_WORDS] or [""]:
-            value = known.get(word)
-            if value is None:
-                value = known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass")) + 1
-            hashes.append(value)
-        return hashes
+        try:
+            return [known[word] for word in words]
+        except KeyError:
+            if len(known) > _MOST_CACHED:
+                known.clear()
+            for word in words:
+                known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass")) + 1
+        return [known[word] for word in words]
 
 
 def join_near(components: Components, signatures: Signatures, threshold: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from loopbox_agent.mask import mask, mask_json
-from loopbox_agent.secrets_in_text import LOOKS_SECRET
+from loopbox_agent.secrets_in_text import LOOKS_SECRET, STRONG_NAMES, WEAK_NAMES
 from loopbox_trainer.rows import Call, Message, Row, RowError, canonical
 
 _MOST_CACHED: Final = 4096
@@ -20,13 +20,18 @@ _MOST_CACHED_TEXT: Final = 16 << 10
 
 #: What secrets are named by, what their frames begin with; in small letters.
 _NAMES: Final = (
-    "pass", "pwd", "kennwort", "secret", "key", "token", "credential", "authorization", "cookie", "session", "bearer",
-    "basic", "-----begin", "putty",
+    "pass", "pwd", "kennwort", "secret", "key", "token", "credential", "authorization", "cookie", "session", "bearer", "-----begin", "putty",
 )  # fmt: skip
-#: Six digits with what may stand between the digits of one number, or how tax numbers and accounts begin.
-_NUMBERS: Final = re.compile(r"\d(?:[ .()/-]{0,2}\d){5}|[A-Z]{2}\d\d ?[A-Z0-9]|[A-Z]{6}\d\d")
+#: Such a name with what makes the next word its value.
+_NAMED: Final = re.compile(
+    rf"""(?:{STRONG_NAMES}|{WEAK_NAMES})[\\"'`\])]{{0,3}}[ \t]{{0,2}}(?:[:=]|is\b)|--(?:{STRONG_NAMES}|{WEAK_NAMES})"""
+    r"|bearer|authorization|-----begin|putty"
+)  # of small letters
+_AROUND: Final = 24  #: characters before and behind a name that belong to it
+#: Six digits with what may stand between the digits of one number; how accounts and tax numbers begin.
+_NUMBERS: Final = (re.compile(r"\d(?:[ .()/-]{0,2}\d){5}"), re.compile(r"[A-Z]{2}\d\d"))
 #: Credentials that are known by their form have no shorter run.
-_RUN: Final = re.compile(r"[A-Za-z0-9_+/=~.:-]{16}")
+_RUN: Final = re.compile(r"[A-Za-z0-9_+/=~.:-]{16,}")
 _DIGITS: Final = "[0-9@]|"
 if not LOOKS_SECRET.pattern.startswith(_DIGITS):
     raise ImportError("the agent's first look has changed: masking must learn the new one")
@@ -35,10 +40,22 @@ _FORMS: Final = re.compile(LOOKS_SECRET.pattern.removeprefix(_DIGITS), re.IGNORE
 
 def may_hold(text: str) -> bool:
     """Return whether the rules could find anything; False is certain."""
-    if "@" in text or _NUMBERS.search(text):
+    if "@" in text or any(number.search(text) for number in _NUMBERS):
         return True
     small = text.lower()
-    return any(name in small for name in _NAMES) or bool(_RUN.search(text) and _FORMS.search(text))
+    if any(name in small and _is_named(small, name) for name in _NAMES):
+        return True
+    return any(_FORMS.search(run) for run in _RUN.findall(text))
+
+
+def _is_named(small: str, name: str) -> bool:
+    """Return whether a value may follow one of the places where a name stands."""
+    at = small.find(name)
+    while at >= 0:
+        if _NAMED.search(small, max(0, at - _AROUND), at + _AROUND):
+            return True
+        at = small.find(name, at + 1)
+    return False
 
 
 class Masker:

@@ -6,11 +6,12 @@ The order is by cost and by weight: the first filter that objects names the row'
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from loopbox_trainer.fit import Fit
+from loopbox_trainer.fit import Toolset
 from loopbox_trainer.rows import Message, Row
 
 _SHORT: Final = 40  #: characters of text too short to judge how it reads
@@ -23,8 +24,9 @@ _SAME_LINE: Final = 12
 #: Marks of chat templates: in a text they would end or begin a turn of the model that is trained.
 _CONTROL: Final = re.compile(
     r"<\|[A-Za-z0-9_]{1,40}\|>|</?tool_(?:call|response)>|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS)\]"
-    r"|<(?:start|end)_of_turn>|</?s>|<<SYS>>|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+    r"|<(?:start|end)_of_turn>|</?s>|<<SYS>>"
 )
+_UNSEEN: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _REFUSAL: Final = re.compile(
     r"^\W{0,3}(?:(?:i'?m|i am) (?:really |very |so )?sorry|sorry|unfortunately|i (?:can(?:no|')?t|apologi[sz]e|won'?t"
     r"|am (?:not able|unable))|as an? (?:ai|large language|language)\b)",
@@ -41,6 +43,7 @@ _CALL_AS_TEXT: Final = re.compile(
 )
 _MOJIBAKE: Final = re.compile("\ufffd|Ã[\x80-\xbf©¤¶¼]|â€[™œ\x9d“”]|ï¿½")
 _ONE_CHARACTER: Final = re.compile(r"([^\s=\-_*#.~])\1{79}")
+_NO_SIGNS: Final = (string.ascii_letters + string.digits + "_ \n").encode()
 _WORD: Final = re.compile(r"\w+")
 
 
@@ -52,7 +55,7 @@ class Bounds:
     refusals: bool = False  #: keep answers that only refuse
 
 
-def unworthy(row: Row, fit: Fit, bounds: Bounds) -> str | None:
+def unworthy(row: Row, toolset: Toolset, bounds: Bounds) -> str | None:
     """Return why a row is not worth learning from, None when it is."""
     for check in _CHECKS:
         reason = check(row, bounds)
@@ -60,7 +63,7 @@ def unworthy(row: Row, fit: Fit, bounds: Bounds) -> str | None:
             return reason
     for message in row.messages:
         for call in message.tool_calls:
-            fault = fit.fault(call, row.tools)
+            fault = toolset.fault(call)
             if fault is not None:
                 return fault
     return None
@@ -99,7 +102,9 @@ def _length(row: Row, bounds: Bounds) -> str | None:
 
 
 def _control(row: Row, _: Bounds) -> str | None:
-    return "control_tokens" if any(_CONTROL.search(message.content) for message in row.messages) else None
+    text = "\n".join([message.content for message in row.messages])
+    marked = ("<" in text or "[" in text) and _CONTROL.search(text)
+    return "control_tokens" if marked or _UNSEEN.search(text) else None
 
 
 def _failed(row: Row, _: Bounds) -> str | None:
@@ -139,9 +144,16 @@ def _reads_badly(text: str) -> str | None:
         return "call_as_text"
     if not text.isascii() and _MOJIBAKE.search(text):
         return "rubbish"
-    if len(text) > _SHORT and sum(map(len, _WORD.findall(text))) + text.count(" ") < (1 - _MOST_SIGNS) * len(text):
+    if len(text) > _SHORT and _signs(text) > _MOST_SIGNS * len(text):
         return "rubbish"
     return "repeated_text" if len(text) > _LONG and _repeats(text) else None
+
+
+def _signs(text: str) -> int:
+    """Return how many characters are neither letters, digits nor spaces."""
+    if text.isascii():
+        return len(text.encode().translate(None, _NO_SIGNS))
+    return len(text) - sum(map(len, _WORD.findall(text))) - text.count(" ")
 
 
 def _repeats(text: str) -> bool:

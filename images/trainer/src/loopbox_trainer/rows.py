@@ -154,6 +154,6 @@ def canonical(value: object) -> bytes:
         raise RowError("not_text", str(error)) from error
 
 
-def content_id(row: Row) -> str:
-    """Return 16 hex digits that stand for what is learnt from a row: its messages and tools, nothing else."""
-    return hashlib.sha256(canonical((row.messages, row.tools))).hexdigest()[:16]
+def content_id(messages: tuple[Message, ...], tools: bytes) -> str:
+    """Return 16 hex digits that stand for what is learnt from a row. tools: their digest. Raises RowError: not_text."""
+    return hashlib.sha256(tools + canonical(messages)).hexdigest()[:16]

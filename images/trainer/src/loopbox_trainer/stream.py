@@ -11,7 +11,7 @@ import msgspec
 
 from loopbox_trainer.counts import Step
 from loopbox_trainer.curate_spec import SourceSpec
-from loopbox_trainer.fit import Fit
+from loopbox_trainer.fit import Toolsets
 from loopbox_trainer.gather import Gathered, Kept, Role
 from loopbox_trainer.hints import hinted, kind_of
 from loopbox_trainer.masking import Masker
@@ -66,7 +66,7 @@ class Stream:
     exact: Step = field(default_factory=lambda: Step("exact_dedup"))
     pairs: Step = field(default_factory=lambda: Step("pairs"))
     rejects: Rejects = field(init=False)
-    _fit: Fit = field(default_factory=Fit)
+    _toolsets: Toolsets = field(default_factory=Toolsets)
 
     def __post_init__(self) -> None:
         self.rejects = Rejects(self.masker.text)
@@ -85,9 +85,7 @@ class Stream:
             row = self._row(source, record)
         except RowError as error:
             self.read.drop(error.reason)
-            self.rejects.add(
-                source.name, record.number, "read", error, record.line or record.value
-            )
+            self.rejects.add(source.name, record.number, "read", error, record.line or record.value)
             return
         self.read.given += 1
         self.take(source, record.number, row)
@@ -121,11 +119,10 @@ class Stream:
             row = parse_row(record.line or _line(value))
         else:
             row = normalise(value, _FORMS.get(source.form, source.form), tools=self.settings.tools)
-        name = content_id(row)
-        conversation = row.conversation or name
+        conversation = row.conversation or str(record.number)
         if not conversation.startswith(_GLOBAL):
             conversation = f"{source.name}/{conversation}"
-        return msgspec.structs.replace(row, id=name, source=source.name, conversation=conversation)
+        return msgspec.structs.replace(row, source=source.name, conversation=conversation)
 
     def _mined(self, row: Row) -> tuple[Row, tuple[Pair, ...]]:
         failed = failed_results(row)
@@ -139,7 +136,8 @@ class Stream:
         return mined.row, mined.pairs
 
     def _judged(self, source: SourceSpec, number: int, row: Row) -> None:
-        reason = unworthy(row, self._fit, self.settings.bounds)
+        toolset = self._toolsets.of(row.tools)
+        reason = unworthy(row, toolset, self.settings.bounds)
         is_bad = row.outcome == "bad" or reason == "failed_call"
         if is_bad and reason not in _SPOILS:
             self.judge.drop("bad_outcome" if row.outcome == "bad" else "failed_call")
@@ -153,7 +151,7 @@ class Stream:
             return
         self.judge.given += 1
         self.exact.taken += 1
-        row = msgspec.structs.replace(hinted(row), id=content_id(row))
+        row = hinted(msgspec.structs.replace(row, id=content_id(row.messages, toolset.digest)))
         if self.gathered.has("row", row.id):
             self.exact.drop("copy")
             return
@@ -161,7 +159,7 @@ class Stream:
         self.gathered.add(_kept(row, "row", source), row.messages)
 
     def _keep_bad(self, source: SourceSpec, row: Row) -> None:
-        name = content_id(row)
+        name = content_id(row.messages, self._toolsets.of(row.tools).digest)
         if not self.gathered.has("bad", name):
             row = msgspec.structs.replace(hinted(row), id=name, outcome="bad")
             self.gathered.add(_kept(row, "bad", source), row.messages)
@@ -170,9 +168,9 @@ class Stream:
         """Keep a preference whose better side is worth learning."""
         self.pairs.added += 1
         both = (*pair.prompt, *pair.chosen, *pair.rejected)
-        fault = next(
-            (f for m in pair.chosen for call in m.tool_calls if (f := self._fit.fault(call, pair.tools))), None
-        )
+        toolset = self._toolsets.of(pair.tools)
+        calls = [call for message in pair.chosen for call in message.tool_calls]
+        fault = next((fault for call in calls if (fault := toolset.fault(call))), None)
         if fault is None and self.gathered.has("pair", pair.id):
             fault = "copy"
         if fault is not None:
