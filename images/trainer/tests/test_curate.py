@@ -56,8 +56,8 @@ def many(count: int, *, start: int = 0) -> list[Row]:
     for n in range(start, start + count):
         words = " ".join(f"{word}{n}" for word in ("show", "me", "what", "is", "in"))
         asked = user(words)
-        words = (asked, call(f"p{n}"), result(f"r{n}"), say(f"answer {n} of {n}"))
-        made.append(row(*words) if n % 2 else row(asked, say(f"yes {n} it is")))
+        said = (asked, call(f"p{n}"), result(f"r{n}"), say(f"answer {n} of {n}"))
+        made.append(row(*said) if n % 2 else row(asked, say(f"yes {n} it is")))
     return made
 
 
@@ -161,7 +161,7 @@ def test_a_dump_of_the_store_is_read_by_thread_and_run(places: Places) -> None:
     with pytest.raises(UnfitError) as told_error:
         run(CurateSpec.model_validate({"sources": sources, **TINY, "tools": "tools.json"}), places, quiet)
     assert told_error.value.code == "too_few_rows"  # good in run 1, called bad in run 2: contradictory
-    sources[0]["most_rows"] = 1  # type: ignore[assignment]  # one dict of several types
+    sources[0]["most_rows"] = 1
     made = run(CurateSpec.model_validate({"sources": sources, **TINY, "tools": "tools.json"}), places, quiet)
     assert made["splits"]["train"]["by_outcome"] == {"good": 1}
     assert read(places, "train")[0].conversation == "thread_1"

@@ -101,8 +101,7 @@ def test_a_corrected_row_holds_no_failure_and_nothing_new(requests: list[list[tu
             messages += [call(path, name), NO if failed else result("fine", name)]
         messages.append(say())
     told = row(*messages)
-    failed = failed_results(told)
-    mined = mine(told, failed)
+    mined = mine(told, failed_results(told))
     if mined.row is None:
         return
     assert failed_results(mined.row) == ()

@@ -20,7 +20,8 @@ _MOST_CACHED_TEXT: Final = 16 << 10
 
 #: What secrets are named by, what their frames begin with; in small letters.
 _NAMES: Final = (
-    "pass", "pwd", "kennwort", "secret", "key", "token", "credential", "authorization", "cookie", "session", "bearer", "-----begin", "putty",
+    "pass", "pwd", "kennwort", "secret", "key", "token", "credential", "authorization", "cookie", "session", "bearer",
+    "-----begin", "putty",
 )  # fmt: skip
 #: Such a name with what makes the next word its value.
 _NAMED: Final = re.compile(

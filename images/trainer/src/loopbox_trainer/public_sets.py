@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from loopbox_trainer.rows import RowError
 from loopbox_trainer.sources import Record, Room, read_records
 from loopbox_trainer.unfit import UnfitError
 
@@ -51,7 +52,13 @@ def read_bfcl(folder: Path, room: Room) -> Iterator[Record]:
             number += 1
             if record.fault is not None:
                 yield Record(number, fault=record.fault)
-            elif (made := _bfcl_row(_value(record), name, answers)) is not None:
+                continue
+            try:
+                made = _bfcl_row(_value(record), name, answers)
+            except (KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
+                yield Record(number, fault=RowError("not_a_row", f"{name}: {type(error).__name__}: {error}"))
+                continue
+            if made is not None:
                 yield Record(number, value=made)
     if not found:
         raise UnfitError("no_source", f"{folder.name} holds no file of BFCL. Give the folder bfcl_eval/data.")
@@ -111,20 +118,17 @@ def _answers(path: Path, room: Room) -> dict[str, Any]:  # Any: JSON
 
 def _bfcl_row(told: Any, name: str, answers: Mapping[str, Any]) -> Any:  # Any: JSON
     """Return one row as a chat body; None where no answer is known."""
-    try:
-        asked = told["question"][0]
-        if "irrelevance" in name:
-            pick = hashlib.sha256(told["id"].encode()).digest()[0] % len(_NO_TOOL)
-            answer: dict[str, Any] = {"role": "assistant", "content": _NO_TOOL[pick]}
-        elif told["id"] in answers:
-            calls = [_call(one) for one in answers[told["id"]]]
-            answer = {"role": "assistant", "content": "", "tool_calls": calls}
-        else:
-            return None
-        tools = [{**one, "parameters": json_schema(one.get("parameters") or {})} for one in told["function"]]
-    except (KeyError, TypeError, IndexError, AttributeError, StopIteration):
-        return {"broken": told}  # counted as a record of an unknown form
-    # The conversation keeps a row's place: what the gate scores is told by it.
+    asked = told["question"][0]
+    if "irrelevance" in name:
+        pick = hashlib.sha256(told["id"].encode()).digest()[0] % len(_NO_TOOL)
+        answer: dict[str, Any] = {"role": "assistant", "content": _NO_TOOL[pick]}
+    elif told["id"] in answers:
+        calls = [_call(one) for one in answers[told["id"]]]
+        answer = {"role": "assistant", "content": "", "tool_calls": calls}
+    else:
+        return None
+    tools = [{**one, "parameters": json_schema(one.get("parameters") or {})} for one in told["function"]]
+    # The id stays in the row's meta as its origin: what the gate scores is told by it.
     return {"id": told["id"], "messages": [*asked, answer], "tools": tools}
 
 
