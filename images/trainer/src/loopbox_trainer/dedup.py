@@ -30,7 +30,8 @@ _MOST_CACHED: Final = 1 << 18
 Signatures = npt.NDArray[np.uint32]  #: (rows, MINIMA)
 
 _WORD: Final = re.compile(r"\w+")
-_TOKEN: Final = re.compile(r"[぀-ヿ㐀-鿿가-힯]|\w+")  # scripts without spaces count by the character
+_UNSPACED: Final = re.compile(r"[぀-ヿ㐀-鿿가-힯]")  # scripts without spaces count by the character
+_TOKEN: Final = re.compile(rf"{_UNSPACED.pattern}|\w+")
 _ARGUMENTS: Final = msgspec.json.Encoder(order="deterministic")
 
 
@@ -102,14 +103,14 @@ class MinHash:
 
     def _hashes(self, text: str) -> list[int]:
         small = text.lower()
-        words = (_WORD if small.isascii() else _TOKEN).findall(small)[:MOST_WORDS] or [""]
+        words = (_TOKEN if _UNSPACED.search(small) else _WORD).findall(small)[:MOST_WORDS] or [""]
         known = self._words
         try:
             return [known[word] for word in words]
         except KeyError:
             if len(known) > _MOST_CACHED:
                 known.clear()
-            for word in words:
+            for word in set(words) - known.keys():
                 known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass")) + 1
         return [known[word] for word in words]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 import jsonschema_rs
+import msgspec
 
 from loopbox_trainer.rows import Call, Tool, canonical
 
@@ -23,6 +24,7 @@ class Toolset:
 
     tools: tuple[Tool, ...]
     digest: bytes
+    line: bytes  #: as JSON
     _compiled: dict[str, jsonschema_rs.Validator | None] = field(default_factory=dict)
 
     def fault(self, call: Call) -> str | None:
@@ -59,7 +61,7 @@ class Toolsets:
             if len(self._by_content) >= MOST_KEPT:
                 self._by_content.clear()
                 self._by_identity.clear()
-            found = self._by_content[key] = Toolset(tools, hashlib.sha256(key).digest())
+            found = self._by_content[key] = Toolset(tools, hashlib.sha256(key).digest(), msgspec.json.encode(tools))
             self._by_identity[id(tools)] = found
         return found
 

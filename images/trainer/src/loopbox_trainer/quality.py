@@ -43,6 +43,7 @@ _CALL_AS_TEXT: Final = re.compile(
 )
 _MOJIBAKE: Final = re.compile("\ufffd|Ã[\x80-\xbf©¤¶¼]|â€[™œ\x9d“”]|ï¿½")
 _ONE_CHARACTER: Final = re.compile(r"([^\s=\-_*#.~])\1{79}")
+_BEYOND: Final = re.compile(r"[^\x00-\x7f]")
 _NO_SIGNS: Final = (string.ascii_letters + string.digits + "_ \n").encode()
 _WORD: Final = re.compile(r"\w+")
 
@@ -151,9 +152,8 @@ def _reads_badly(text: str) -> str | None:
 
 def _signs(text: str) -> int:
     """Return how many characters are neither letters, digits nor spaces."""
-    if text.isascii():
-        return len(text.encode().translate(None, _NO_SIGNS))
-    return len(text) - sum(map(len, _WORD.findall(text))) - text.count(" ")
+    signs = len(text.encode("ascii", "ignore").translate(None, _NO_SIGNS))
+    return signs if text.isascii() else signs + sum(not one.isalnum() for one in _BEYOND.findall(text))
 
 
 def _repeats(text: str) -> bool:

@@ -135,9 +135,14 @@ def check_row(row: Row) -> Row:
     return row
 
 
-def encode(value: Row | Pair) -> bytes:
-    """Return a row or pair as one line, without its end. Raises RowError: too_large, not_text."""
+def encode(value: Row | Pair, tools: bytes | None = None) -> bytes:
+    """Return a row or pair as one line, without its end. Raises RowError: too_large, not_text.
+
+    tools: its tools as JSON, where they were written before: they are most of a row.
+    """
     try:
+        if tools is not None:
+            value = msgspec.structs.replace(value, tools=msgspec.Raw(tools))
         line = _ENCODER.encode(value)
     except (UnicodeEncodeError, RecursionError, TypeError, msgspec.MsgspecError) as error:
         raise RowError("not_text", str(error)) from error

@@ -11,7 +11,7 @@ import msgspec
 
 from loopbox_trainer.counts import Step
 from loopbox_trainer.curate_spec import SourceSpec
-from loopbox_trainer.fit import Toolsets
+from loopbox_trainer.fit import Toolset, Toolsets
 from loopbox_trainer.gather import Gathered, Kept, Role
 from loopbox_trainer.hints import hinted, kind_of
 from loopbox_trainer.masking import Masker
@@ -156,13 +156,14 @@ class Stream:
             self.exact.drop("copy")
             return
         self.exact.given += 1
-        self.gathered.add(_kept(row, "row", source), row.messages)
+        self.gathered.add(_kept(row, "row", source, toolset), row.messages)
 
     def _keep_bad(self, source: SourceSpec, row: Row) -> None:
-        name = content_id(row.messages, self._toolsets.of(row.tools).digest)
+        toolset = self._toolsets.of(row.tools)
+        name = content_id(row.messages, toolset.digest)
         if not self.gathered.has("bad", name):
             row = msgspec.structs.replace(hinted(row), id=name, outcome="bad")
-            self.gathered.add(_kept(row, "bad", source), row.messages)
+            self.gathered.add(_kept(row, "bad", source, toolset), row.messages)
 
     def keep_pair(self, pair: Pair) -> None:
         """Keep a preference whose better side is worth learning."""
@@ -192,13 +193,13 @@ def preferred(good: Row, bad: Row) -> Pair | None:
     return pair_of(good, good.messages[:place], *answers, {"mined": "outcome"})
 
 
-def _kept(row: Row, role: Role, source: SourceSpec) -> Kept:
+def _kept(row: Row, role: Role, source: SourceSpec, toolset: Toolset) -> Kept:
     return Kept(
         role,
         row.id,
         source.name,
         row.conversation,
-        encode(row),
+        encode(row, toolset.line),
         row.outcome,
         kind_of(row),
         _prompt(row.messages),
