@@ -22,6 +22,7 @@ IMAGES = ImageSet(
     agent="loopbox/agent:1",
     toolrunner="loopbox/toolrunner:1",
     egress="loopbox/egress:1",
+    trainer="loopbox/trainer:1",
 )
 
 

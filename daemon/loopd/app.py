@@ -348,7 +348,7 @@ async def open_parts(settings: Settings, images: ImageSet, host: Host) -> AsyncI
             layout=layout,
             settings=settings.training,
             image=getattr(images, "trainer", None),
-            unit=lambda image, job, shrinks: trainer_unit(settings, image, job, shrinks),
+            unit=lambda image, job: trainer_unit(settings, image, job.id, job.kind),
         )
         watcher = Watcher(
             directory=layout.incoming,

@@ -49,7 +49,6 @@ class Job:
     cause: str  #: who or what asked for it
     spec: Mapping[str, JsonValue]  #: as the trainer reads it
     starts: int = 0  #: of its container
-    shrinks: int = 0  #: how often it was started anew with half of what it took at once
     stopping: str = ""  #: why it is to end; '': it is not
     code: str = ""  #: of a failure, a stable word
     reason: str = ""
@@ -106,15 +105,15 @@ class Jobs:
         )
         return [_job(row) for row in rows]
 
-    async def started(self, job: Job, *, shrink: bool = False) -> None:
+    async def started(self, job: Job) -> None:
         """Write down that its container is about to be started, once more."""
         async with self._database.transaction():
             await self._database.execute(
-                "UPDATE jobs SET status = 'running', starts = starts + 1, shrinks = shrinks + ?,"
-                " started_at = coalesce(started_at, ?) WHERE id = ?",
-                (int(shrink), now(), job.id),
+                "UPDATE jobs SET status = 'running', starts = starts + 1, started_at = coalesce(started_at, ?)"
+                " WHERE id = ?",
+                (now(), job.id),
             )
-            why = "it is its turn" if not job.starts else "it used too much memory" if shrink else "its container ended"
+            why = "its container ended" if job.starts else "it is its turn"
             await self._ledger.append("job.started", job.id, why, start=job.starts + 1)
 
     async def stop(self, job_id: str, why: str) -> Job:
@@ -150,7 +149,7 @@ class Jobs:
             if job.status not in {"failed", "cancelled"}:
                 raise ConflictError(f"{job_id} is {job.status}; only one that failed or was cancelled can go on")
             await self._database.execute(
-                "UPDATE jobs SET status = 'queued', starts = 0, shrinks = 0, stopping = '', code = '', reason = '',"
+                "UPDATE jobs SET status = 'queued', starts = 0, stopping = '', code = '', reason = '',"
                 " ended_at = NULL WHERE id = ?",
                 (job_id,),
             )
@@ -169,7 +168,6 @@ def _job(row: sqlite3.Row) -> Job:
         cause=row["cause"],
         spec=json.loads(row["spec"]),
         starts=row["starts"],
-        shrinks=row["shrinks"],
         stopping=row["stopping"],
         code=row["code"],
         reason=row["reason"],

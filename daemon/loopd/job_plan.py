@@ -25,16 +25,14 @@ class Bounds:
     """What a job may take."""
 
     starts: int = 3  #: of its container, for a fault that may pass
-    shrinks: int = 2  #: of those more, each with half of what it took at once
     longest: timedelta = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Start the job's container; shrink: have it take half as much at once."""
+    """Start the job's container."""
 
     job: Job
-    shrink: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +95,10 @@ def _about(job: Job, instance: Instance | None, result: Result | None, bounds: B
     if result is not None:
         return Finish(job, result)
     if instance is None or instance.state is InstanceState.CREATED:
-        return Begin(job) if job.starts < bounds.starts + job.shrinks else _gave_up(job)
-    if instance.oom_killed:
-        return Begin(job, shrink=True) if job.shrinks < bounds.shrinks else _too_big(job)
-    hopeless = instance.exit_code == 1 or job.starts >= bounds.starts + job.shrinks  # 1: a bug, which comes again
-    return _gave_up(job, instance) if hopeless else Begin(job)
+        return Begin(job) if job.starts < bounds.starts else _gave_up(job)
+    if instance.exit_code != 1 and job.starts < bounds.starts:  # 1: a bug, which comes again
+        return Begin(job)
+    return _too_big(job) if instance.oom_killed else _gave_up(job, instance)
 
 
 def _gave_up(job: Job, instance: Instance | None = None) -> Finish:
@@ -115,7 +112,7 @@ def _gave_up(job: Job, instance: Instance | None = None) -> Finish:
 
 def _too_big(job: Job) -> Finish:
     words = (
-        f"The trainer ran out of memory {job.shrinks + 1} times, at last with {2**job.shrinks} times less at once. "
-        "Nothing was handed on. Raise training.memory_bytes, or train a smaller model or shorter rows."
+        f"The trainer ran out of the memory it may have, {job.starts} times. Nothing was handed on, and its "
+        "checkpoints stay. Raise training.memory_bytes, or train with fewer tokens, a smaller batch, a smaller model."
     )
     return Finish(job, Result(status="failed", code="out_of_memory", message=words, figures={}))

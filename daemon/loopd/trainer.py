@@ -79,7 +79,7 @@ class Trainer:
     layout: Layout
     settings: TrainingSettings
     image: str | None
-    unit: Callable[[str, str, int], Unit]  #: of an image, a job's id and how often it was made smaller
+    unit: Callable[[str, Job], Unit]  #: of an image and a job
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ended: Callable[[Job], object] = lambda _: None  #: told of each job that ended
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -139,8 +139,8 @@ class Trainer:
 
     async def _do(self, step: Step, seen: Mapping[str, Instance]) -> None:
         match step:
-            case Begin(job=job, shrink=shrink):
-                await self._begin(job, shrink=shrink)
+            case Begin(job=job):
+                await self._begin(job)
             case Stop(job=job):
                 await self.engine.remove(unit_of(job.id), grace_s=GRACE_S)
                 self._wake.set()  # what it left is looked at in the next round
@@ -160,15 +160,15 @@ class Trainer:
             case Sweep(unit=unit):
                 await self.engine.remove(unit, grace_s=GRACE_S)
 
-    async def _begin(self, job: Job, *, shrink: bool) -> None:
+    async def _begin(self, job: Job) -> None:
         if self.image is None:  # it was there when the job was asked for
             words = "The trainer's image is not on this host any more."
             await self.jobs.finish(job, "failed", code="image_missing", reason=words)
             return
         try:
             await asyncio.to_thread(self._prepare, job)
-            await self.jobs.started(job, shrink=shrink)
-            await self.engine.apply(self.unit(self.image, job.id, job.shrinks + shrink))
+            await self.jobs.started(job)
+            await self.engine.apply(self.unit(self.image, job))
         except ImageMissingError as error:
             await self.jobs.finish(job, "failed", code="image_missing", reason=str(error))
         except OSError as error:

@@ -344,11 +344,8 @@ def egress_unit(settings: Settings, image: str) -> Unit:
     )
 
 
-def trainer_unit(settings: Settings, image: str, job: str, shrinks: int) -> Unit:
-    """Return a job's container: no network, its own folder, and the weights and data to read.
-
-    job: its id. shrinks: it takes 1 / 2**shrinks of what it would at once.
-    """
+def trainer_unit(settings: Settings, image: str, job: str, command: str) -> Unit:
+    """Return the container of a job by its id: no network, its own folder, and the weights and data to read."""
     layout, limits = layout_of(settings), settings.training
     work = layout.jobs / job / "work"
     return Unit(
@@ -357,7 +354,7 @@ def trainer_unit(settings: Settings, image: str, job: str, shrinks: int) -> Unit
         user=f"{TRAINER_UID}:{TRAINER_UID}",
         network="none",
         limits=Limits(memory_bytes=limits.memory_bytes, cpus=limits.cpus, pids=512, weight=TRAINER_WEIGHT),
-        environment=(("TRAINER_SHRINKS", str(shrinks)), ("TRAINER_THREADS", str(limits.threads))),
+        command=(command,),
         mounts=(
             Mount(source=str(work), target="/job"),
             Mount(source=str(work.parent / "spec.json"), target="/job/spec.json", read_only=True),

@@ -20,6 +20,7 @@ from loopd.api.auth import AuthRoutes
 from loopd.api.backups import BackupRoutes
 from loopd.api.events import EventRoutes
 from loopd.api.host import HostRoutes
+from loopd.api.jobs import JobRoutes
 from loopd.api.releases import ReleaseRoutes
 from loopd.api.rollouts import RolloutRoutes
 from loopd.api.sandboxes import SandboxRoutes
@@ -166,7 +167,7 @@ async def test_the_document_is_valid_and_names_every_route(daemon: Daemon) -> No
         concrete = (
             path.replace("{reference}", "none").replace("{id}", "1").replace("{lease}", "0" * 32).replace("{user}", "u")
         )
-        concrete = concrete.replace("{name}", "nobody")
+        concrete = concrete.replace("{name}", "nobody").replace("{job}", "job-000000000000")
         for method in operations:
             async with daemon.session.request(method, daemon.url + concrete) as response:
                 assert response.status not in (404, 405), f"{method} {path} is in the document and not in the routes"
@@ -181,6 +182,7 @@ async def test_the_document_is_valid_and_names_every_route(daemon: Daemon) -> No
         AuthRoutes,
         UserRoutes,
         AuditRoutes,
+        JobRoutes,
     )
     named = [(group, name) for group in groups for name in dir(group) if not name.startswith("_")]
     handlers = {name for group, name in named if asyncio.iscoroutinefunction(getattr(group, name))}

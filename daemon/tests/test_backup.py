@@ -667,7 +667,8 @@ async def test_the_commands_work_without_loopd_and_say_what_they_did(
     for words in ("state before is", "no control.token", "champion beta", "not on this host", "make up"):
         assert words in told.stdout
     damaged = layout.home / "backups" / name
-    damaged.write_bytes(damaged.read_bytes()[:-9000])
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])  # an archive ends in padding, which nobody misses
     assert (await asyncio.to_thread(ctl, "verify", str(damaged))).exit_code == ExitCode.FAILED
 
 

@@ -13,7 +13,7 @@ from loopd.job import Job
 from loopd.job_plan import Begin, Bounds, Finish, Result, Step, Stop, Sweep, plan_jobs, unit_of
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
-BOUNDS = Bounds(starts=3, shrinks=2, longest=timedelta(hours=1))
+BOUNDS = Bounds(starts=3, longest=timedelta(hours=1))
 DONE = Result(status="done", figures={"loss": 0.5})
 
 
@@ -67,10 +67,10 @@ def test_a_container_that_was_killed_goes_on_and_a_bug_does_not_come_again() -> 
     assert "Its checkpoints stay" in step.result.message
 
 
-def test_want_of_memory_makes_it_smaller_then_fails() -> None:
+def test_want_of_memory_is_told_as_such() -> None:
     running = job(starts=1)
-    assert plan([running], ended(running, 137, oom_killed=True)) == [Begin(running, shrink=True)]
-    [step] = plan([job(starts=3, shrinks=2)], ended(running, 137, oom_killed=True))
+    assert plan([running], ended(running, 137, oom_killed=True)) == [Begin(running)]  # the host may have been short
+    [step] = plan([job(starts=3)], ended(running, 137, oom_killed=True))
     assert isinstance(step, Finish)
     assert step.result.code == "out_of_memory"
 
@@ -92,7 +92,6 @@ def test_containers_of_no_running_job_go() -> None:
 
 @given(
     starts=st.integers(0, 9),
-    shrinks=st.integers(0, 4),
     stopping=st.sampled_from(["", "asked"]),
     there=st.sampled_from(["absent", *InstanceState]),
     code=st.sampled_from([None, 0, 1, 3, 137]),
@@ -100,9 +99,9 @@ def test_containers_of_no_running_job_go() -> None:
     told=st.booleans(),
 )
 def test_whatever_is_seen_there_is_one_step_at_most_and_it_never_starts_for_ever(
-    starts: int, shrinks: int, stopping: str, there: str, code: int | None, oom: bool, told: bool
+    starts: int, stopping: str, there: str, code: int | None, oom: bool, told: bool
 ) -> None:
-    running = job(starts=starts, shrinks=shrinks, stopping=stopping)
+    running = job(starts=starts, stopping=stopping)
     instances = {} if there == "absent" else seen(running, InstanceState(there), exit_code=code, oom_killed=oom)
     steps = plan([running], instances, {running.id: DONE} if told else {})
     assert len(steps) == (not (there == "running" and not stopping))
@@ -110,4 +109,4 @@ def test_whatever_is_seen_there_is_one_step_at_most_and_it_never_starts_for_ever
         assert isinstance(steps[0], Finish)
     for step in steps:
         if isinstance(step, Begin):
-            assert starts < BOUNDS.starts + shrinks or (oom and shrinks < BOUNDS.shrinks)
+            assert starts < BOUNDS.starts

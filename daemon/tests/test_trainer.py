@@ -38,7 +38,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
                 layout=layout,
                 settings=settings.training,
                 image=image,
-                unit=lambda image, job, shrinks: trainer_unit(settings, image, job, shrinks),
+                unit=lambda image, job: trainer_unit(settings, image, job.id, job.kind),
             )
 
         yield made
@@ -82,17 +82,6 @@ async def test_a_killed_container_goes_on_with_the_same_folder(make: Make) -> No
     assert memory(trainer).instances[unit_of(job.id)].state is InstanceState.RUNNING
     assert (trainer.work(job.id) / "checkpoint").read_text() == "7"
     assert (await trainer.jobs.get(job.id)).starts == 2
-
-
-async def test_want_of_memory_starts_a_smaller_one(make: Make) -> None:
-    trainer = make()
-    job = await trainer.submit("train", {}, "test")
-    await trainer.reconcile()
-    before = memory(trainer).instances[unit_of(job.id)].fingerprint
-    memory(trainer).die(unit_of(job.id), exit_code=137, oom_killed=True)
-    await trainer.reconcile()
-    assert memory(trainer).instances[unit_of(job.id)].fingerprint != before  # its environment says how much smaller
-    assert (await trainer.jobs.get(job.id)).shrinks == 1
 
 
 async def test_stop_and_resume(make: Make) -> None:

@@ -173,7 +173,6 @@ def job_view(job: Job) -> JobView:
         cause=job.cause,
         spec=dict(job.spec),
         starts=job.starts,
-        shrinks=job.shrinks,
         stopping=job.stopping,
         code=job.code,
         reason=job.reason,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, SecretStr
 
 from loopd.egress_rules import MOST_HOSTS
 from loopd.principal import USER_PATTERN, Role
@@ -482,6 +482,12 @@ class KeyView(Body):
     verifying: int = Field(description="keys that verify, this one included")
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)  # 64.0 is a whole number in JSON, too
+
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -497,16 +503,16 @@ class TrainRequest(Body):
     hand_over: Literal["adapter", "model"] = Field(
         default="adapter", description="a LoRA adapter for the base, or a model of its own"
     )
-    r: Annotated[int, Field(ge=1, le=512)] = 16
+    r: Annotated[int, Field(ge=1, le=512), WHOLE] = 16
     alpha: Annotated[float, Field(gt=0, le=4096)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]], Field(max_length=32)] = []
-    tokens: Annotated[int, Field(ge=64, le=131_072, description="of one packed sequence")] = 1024
-    batch: Annotated[int, Field(ge=1, le=1024)] = 1
-    accumulation: Annotated[int, Field(ge=1, le=1024)] = 1
+    tokens: Annotated[int, Field(ge=64, le=131_072, description="of one packed sequence"), WHOLE] = 1024
+    batch: Annotated[int, Field(ge=1, le=1024), WHOLE] = 1
+    accumulation: Annotated[int, Field(ge=1, le=1024), WHOLE] = 1
     epochs: Annotated[float, Field(gt=0, le=1000)] = 1.0
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31), WHOLE] = 1
     quantise: Literal["auto", "nf4", "none"] = "auto"
     gradient_checkpointing: bool = False
 
@@ -520,7 +526,6 @@ class JobView(Body):
     cause: str = Field(description="who or what asked for it")
     spec: dict[str, JsonValue]
     starts: int = Field(description="of its container")
-    shrinks: int = Field(description="how often it was started anew taking half as much at once")
     stopping: str = Field(description="why it is to end, '' when it is not")
     code: str = Field(description="a stable word for why it failed")
     reason: str

@@ -7,7 +7,6 @@ CREATE TABLE jobs (
     cause      TEXT NOT NULL,               -- who or what asked for it
     spec       TEXT NOT NULL,               -- JSON, as the trainer reads it
     starts     INTEGER NOT NULL DEFAULT 0,  -- of its container
-    shrinks    INTEGER NOT NULL DEFAULT 0,  -- how often it was started anew with less memory to use
     stopping   TEXT NOT NULL DEFAULT '',    -- why it is to end; '': it is not
     code       TEXT NOT NULL DEFAULT '',    -- of a failure, a stable word
     reason     TEXT NOT NULL DEFAULT '',    -- of a failure, for people
