@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -30,6 +29,7 @@ from loopbox_trainer.rows import (
     encode,
     parse_json,
     parse_row,
+    row_of,
 )
 from loopbox_trainer.sources import Record
 
@@ -114,11 +114,13 @@ class Stream:
             self.rejects.add(source.name, number, step.name, error, row.messages)
 
     def _row(self, source: SourceSpec, record: Record) -> Row:
-        value = parse_json(record.line) if record.line else record.value
-        if source.form == "row" or (source.form == "auto" and isinstance(value, dict) and value.keys() >= _OWN):
-            row = parse_row(record.line or _line(value))
+        if source.form == "row" and record.line:
+            row = parse_row(record.line)
         else:
-            row = normalise(value, _FORMS.get(source.form, source.form), tools=self.settings.tools)
+            value = parse_json(record.line) if record.line else record.value
+            own = source.form == "row" or (source.form == "auto" and isinstance(value, dict) and value.keys() >= _OWN)
+            form = _FORMS.get(source.form, source.form)
+            row = row_of(value) if own else normalise(value, form, tools=self.settings.tools)
         conversation = row.conversation or str(record.number)
         if not conversation.startswith(_GLOBAL):
             conversation = f"{source.name}/{conversation}"
@@ -214,10 +216,3 @@ def _first_answer(messages: tuple[Message, ...]) -> int:
 
 def _prompt(messages: tuple[Message, ...]) -> bytes:
     return hashlib.sha256(canonical(messages[: _first_answer(messages)])).digest()[:16]
-
-
-def _line(value: Any) -> bytes:  # Any: JSON
-    try:
-        return msgspec.json.encode(value)
-    except (TypeError, UnicodeError, RecursionError, msgspec.MsgspecError) as error:
-        raise RowError("not_text", str(error)) from error
