@@ -5,7 +5,6 @@ import gzip
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ from pyarrow import parquet
 from loopbox_trainer import curate
 from loopbox_trainer.curate import CancelledError, Places, main, run
 from loopbox_trainer.curate_spec import CurateSpec, SourceSpec
+from loopbox_trainer.errors import TrainerError
 from loopbox_trainer.rows import Row, encode, parse_pair, parse_row
-from loopbox_trainer.unfit import UnfitError
 
 FILES = ("train.jsonl", "valid.jsonl", "test.jsonl", "pairs.jsonl", "bad.jsonl", "rejected.jsonl", "manifest.json")
 TINY: dict[str, Any] = {"least_rows": 1, "least_kinds": 1, "test": 0.0, "valid": 0.0}
 
 
-def quiet(_event: str, _fields: Mapping[str, Any]) -> None:
+def quiet(event: str, **more: Any) -> None:
     pass
 
 
@@ -81,7 +80,7 @@ def test_counts_add_up_splits_leak_nothing_and_the_same_comes_out_twice(
     asked = spec(write(places, some), seed=seed, test=0.3, valid=0.3)
     try:
         made = run(asked, places, quiet)
-    except UnfitError as error:
+    except TrainerError as error:
         assert error.code in {"too_few_rows", "nothing_to_test"}  # noqa: PT017 either way is fine
         assert not (places.job / "out").exists()
         return
@@ -158,7 +157,7 @@ def test_a_dump_of_the_store_is_read_by_thread_and_run(places: Places) -> None:
     (places.data / "d.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
     (places.data / "tools.json").write_text(json.dumps(OPENAI["tools"]))
     sources = [{"name": "store", "path": "d.gz", "form": "dump", "mask": False}]
-    with pytest.raises(UnfitError) as told_error:
+    with pytest.raises(TrainerError) as told_error:
         run(CurateSpec.model_validate({"sources": sources, **TINY, "tools": "tools.json"}), places, quiet)
     assert told_error.value.code == "too_few_rows"  # good in run 1, called bad in run 2: contradictory
     sources[0]["most_rows"] = 1
@@ -247,7 +246,7 @@ def test_only_what_is_below_the_data_is_read(places: Places, path: str) -> None:
 def test_a_link_that_leads_elsewhere_is_not_followed(places: Places) -> None:
     (places.job / "secret.jsonl").write_text("{}")
     (places.data / "a.jsonl").symlink_to(places.job / "secret.jsonl")
-    with pytest.raises(UnfitError, match="There is no"):
+    with pytest.raises(TrainerError, match="There is no"):
         run(spec("a.jsonl"), places, quiet)
 
 

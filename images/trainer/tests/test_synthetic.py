@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images.trainer.tests.test_curate import quiet
 from pydantic import BaseModel
 
 from loopbox_agent.tool_spec import read_listing
@@ -142,13 +143,13 @@ def test_a_curation_of_made_up_rows_tests_with_held_out_ones(tmp_path: Path) -> 
     places = Places(tmp_path / "job", tmp_path)
     places.job.mkdir()
     spec = CurateSpec.model_validate({"synthetic": {"rows": 800, "held_out": 300}, "test": 0.0, "seed": 5})
-    told = run(spec, places, lambda _event, _fields: None)
+    told = run(spec, places, quiet)
     assert told["splits"]["test"]["rows"] > 200
     assert told["splits"]["train"]["rows"] > 600
     lines = (places.job / "out" / "test.jsonl").read_text().splitlines()
     assert all(json.loads(line)["meta"]["held_out"] for line in lines)
     first = told["files"]
-    assert run(spec, places, lambda _event, _fields: None)["files"] == first
+    assert run(spec, places, quiet)["files"] == first
 
 
 @pytest.mark.parametrize("rows", [0, 1])

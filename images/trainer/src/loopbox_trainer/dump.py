@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import msgspec
 
+from loopbox_trainer.errors import TrainerError
 from loopbox_trainer.rows import MOST_MESSAGES, RowError
 from loopbox_trainer.sources import Record, Room, read_packed_lines
-from loopbox_trainer.unfit import UnfitError
 
 FORMAT: Final = "loopbox-agent-dump-1"
 MOST_RUNS: Final = 1_000_000
@@ -34,7 +34,7 @@ class _Told:
 
 
 def read_dump(path: Path, room: Room) -> Iterator[Record]:
-    """Yield interactions. Raises UnfitError: unreadable, and when a limit is passed."""
+    """Yield interactions. Raises TrainerError: unreadable, and when a limit is passed."""
     try:
         told = _runs(path, room)
         number = 0
@@ -55,7 +55,9 @@ def read_dump(path: Path, room: Room) -> Iterator[Record]:
                 }
                 yield Record(number, value=value)
     except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
-        raise UnfitError("unreadable", f"{path.name} is no dump of the agent: {error}. Nothing was written.") from error
+        raise TrainerError(
+            "unreadable", f"{path.name} is no dump of the agent: {error}. Nothing was written."
+        ) from error
 
 
 def _runs(path: Path, room: Room) -> _Told:
@@ -63,7 +65,7 @@ def _runs(path: Path, room: Room) -> _Told:
     for row in _rows(path, room, "runs"):
         told.statuses[row["id"]] = row["status"]
         if len(told.statuses) > MOST_RUNS:
-            raise UnfitError("too_many_rows", f"{path.name} has more than {MOST_RUNS:,} runs. Nothing was written.")
+            raise TrainerError("too_many_rows", f"{path.name} has more than {MOST_RUNS:,} runs. Nothing was written.")
     for row in _rows(path, room, "tool_calls"):
         if row["is_error"]:
             told.failed.setdefault(row["run_id"], []).append(row["call_id"])
