@@ -82,7 +82,10 @@ def test_a_clean_row_is_the_same_object() -> None:
 def test_the_rules_run_alone_as_they_stand_in_the_image() -> None:
     """The image has links to these files of the agent and nothing else of it."""
     shared = Path(__file__).parents[1] / "shared"
-    program = "import sys; sys.path.insert(0, sys.argv[1]); from loopbox_agent.mask import mask; print(mask(sys.argv[2]).text)"
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "from loopbox_agent.mask import mask; print(mask(sys.argv[2]).text)"
+    )
     told = subprocess.run(
         [sys.executable, "-I", "-c", program, str(shared), "to jane.doe@example.org"],
         capture_output=True,
