@@ -154,7 +154,7 @@ def interaction(number: int, told: list[Any]) -> dict[str, Any]:
             usage = {"input_tokens": 400, "output_tokens": 60, "details": {}}
             messages.append({"kind": "response", "parts": [part], "usage": usage, "model_name": "m"})
     ids = {"thread_id": f"thread_{number:016x}", "run_id": f"run_{number:016x}"}
-    return {**ids, "status": "completed", "messages": messages, "failed_calls": failed}
+    return {**ids, "outcome": "completed", "rating": None, "better": "", "messages": messages, "failed_calls": failed}
 
 
 def chat(number: int, told: list[Any]) -> dict[str, Any]:

@@ -141,29 +141,44 @@ def test_every_form_and_kind_of_file_is_read(places: Places) -> None:
     assert all(len(source["sha256"]) == 64 for source in made["sources"])
 
 
-def test_a_dump_of_the_store_is_read_by_thread_and_run(places: Places) -> None:
-    def message(thread: str, seq: int, run_id: str, body: Any) -> dict[str, Any]:
-        return {"thread_id": thread, "seq": seq, "run_id": run_id, "body": json.dumps(body)}
-
-    told = INTERACTION["messages"]
-    tables = [
-        *(("runs", {"id": f"run_{n}", "status": "failed" if n == 2 else "completed"}) for n in (1, 2, 3)),
-        ("tool_calls", {"run_id": "run_3", "call_id": "c1", "is_error": True}),
-        *(("messages", message("thread_1", n, "run_1", one)) for n, one in enumerate(told)),
-        *(("messages", message("thread_1", n + 9, "run_2", one)) for n, one in enumerate(told)),
-        *(("messages", message("thread_2", n, "run_3", one)) for n, one in enumerate(told)),
-    ]
-    lines = [{"format": "loopbox-agent-dump-1", "schema": 1}, *({"table": t, "row": r} for t, r in tables), {"rows": 9}]
+def test_of_a_dump_only_what_users_agreed_to_is_read(places: Places) -> None:
+    """The conversations in it are everybody's."""
+    kept = INTERACTION | {"messages": json.dumps(INTERACTION["messages"]), "tools": json.dumps(OPENAI["tools"])}
+    other = {"thread_id": "thread_2", "run_id": "run_2", "body": json.dumps(INTERACTION["messages"][0])}
+    told = [{"table": "messages", "row": other}, {"table": "interactions", "row": kept}]
+    lines = [{"format": "loopbox-agent-dump-1", "schema": 1}, *told, {"rows": 2, "sha256": "x"}]
     (places.data / "d.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
-    (places.data / "tools.json").write_text(json.dumps(OPENAI["tools"]))
-    sources = [{"name": "store", "path": "d.gz", "form": "dump", "mask": False}]
-    with pytest.raises(TrainerError) as told_error:
-        run(CurateSpec.model_validate({"sources": sources, **TINY, "tools": "tools.json"}), places, quiet)
-    assert told_error.value.code == "too_few_rows"  # good in run 1, called bad in run 2: contradictory
-    sources[0]["most_rows"] = 1
-    made = run(CurateSpec.model_validate({"sources": sources, **TINY, "tools": "tools.json"}), places, quiet)
+    source = {"name": "store", "path": "d.gz", "form": "dump", "mask": False}
+    made = run(CurateSpec.model_validate({"sources": [source], **TINY}), places, quiet)
     assert made["splits"]["train"]["by_outcome"] == {"good": 1}
-    assert read(places, "train")[0].conversation == "thread_1"
+    (only,) = read(places, "train")
+    assert (only.conversation, only.meta["origin"]) == ("thread_1", "run_1")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [b"{}", b'{"format": "other"}', b"[]", b'{"format": "loopbox-agent-dump-1"}\n{"table": "interactions", "row": {}}'],
+)
+def test_what_is_no_dump_is_said(places: Places, lines: bytes) -> None:
+    (places.data / "d.gz").write_bytes(gzip.compress(lines))
+    source = {"name": "store", "path": "d.gz", "form": "dump"}
+    with pytest.raises(TrainerError, match="is no dump"):
+        run(CurateSpec.model_validate({"sources": [source], **TINY}), places, quiet)
+
+
+@pytest.mark.parametrize("failed", [[], ["c1"]])
+def test_a_better_answer_is_learnt_and_preferred(places: Places, failed: list[str]) -> None:
+    better = {"rating": "bad", "better": "It has 4, says jane.doe@example.org", "failed_calls": failed}
+    (places.data / "tools.json").write_text(json.dumps(OPENAI["tools"]))
+    name = write(places, [json.dumps(INTERACTION | better).encode()])
+    run(spec(name, tools="tools.json"), places, quiet)
+    (only,) = read(places, "train")
+    assert only.messages[-1] == say("It has 4, says [pii:email]")
+    assert only.outcome == "good"
+    assert len(only.messages) == (2 if failed else 4)
+    (pair,) = [parse_pair(line) for line in (places.job / "out/pairs.jsonl").read_bytes().splitlines()]
+    assert pair.chosen == only.messages[-1:]
+    assert pair.rejected[0].tool_calls if failed else pair.rejected == (say("3"),)
 
 
 def test_bad_answers_are_not_trained_but_preferred_against(places: Places) -> None:

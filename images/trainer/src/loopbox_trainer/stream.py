@@ -14,7 +14,7 @@ from loopbox_trainer.fit import Toolset, Toolsets
 from loopbox_trainer.gather import Gathered, Kept, Role
 from loopbox_trainer.hints import hinted, kind_of
 from loopbox_trainer.masking import Masker
-from loopbox_trainer.mining import failed_results, mine, pair_of
+from loopbox_trainer.mining import bettered, failed_results, mine, pair_of
 from loopbox_trainer.normalise import normalise
 from loopbox_trainer.quality import Bounds, unworthy
 from loopbox_trainer.rejects import Rejects
@@ -128,14 +128,18 @@ class Stream:
 
     def _mined(self, row: Row) -> tuple[Row, tuple[Pair, ...]]:
         failed = failed_results(row)
-        if not failed:
-            return row, ()
-        mined = mine(row, failed)
-        if mined.row is None:
-            self.mine.noted["uncorrected"] += 1
-            return msgspec.structs.replace(row, meta={**row.meta, "failed": list(failed)}), ()
-        self.mine.noted["corrected"] += 1
-        return mined.row, mined.pairs
+        pairs: tuple[Pair, ...] = ()
+        if failed:
+            mined = mine(row, failed)
+            pairs = mined.pairs
+            self.mine.noted["uncorrected" if mined.row is None else "corrected"] += 1
+            row = mined.row or msgspec.structs.replace(row, meta={**row.meta, "failed": list(failed)})
+        better = row.meta.get("better")
+        if isinstance(better, str):
+            self.mine.noted["bettered"] += 1
+            mined = bettered(row, better)
+            return mined.row or row, (*pairs, *mined.pairs)
+        return row, pairs
 
     def _judged(self, source: SourceSpec, number: int, row: Row) -> None:
         toolset = self._toolsets.of(row.tools)
