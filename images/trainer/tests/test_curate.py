@@ -250,6 +250,14 @@ def test_unfit_data_is_said_and_leaves_what_was_there(
     assert [path.name for path in (places.job / "out").iterdir()] == ["manifest.json"]
 
 
+def test_tools_from_outside_count_as_bytes_that_are_kept(places: Places) -> None:
+    big = [{"name": "read_file", "description": "x" * 50_000, "parameters": {}}]
+    (places.data / "tools.json").write_text(json.dumps(big))
+    name = write(places, [json.dumps(INTERACTION | {"run_id": f"r{n}"}).encode() for n in range(3)] + [b"", b""])
+    with pytest.raises(TrainerError, match="What is kept"):
+        run(spec(name, tools="tools.json", most_bytes=40_000), places, quiet)
+
+
 @pytest.mark.parametrize("path", ["b.jsonl", "../data", "x/../../job", "/etc/passwd", ""])
 def test_only_what_is_below_the_data_is_read(places: Places, path: str) -> None:
     raw = {"sources": [{"name": "a", "path": path}], **TINY}
@@ -271,7 +279,7 @@ def test_a_done_job_tells_figures_files_and_events(places: Places) -> None:
     told = json.loads((places.job / "result.json").read_text())
     assert told["status"] == "done"
     assert told["figures"]["train"] == 20
-    assert set(told["files"]) == set(FILES) - {"manifest.json"}
+    assert set(told["files"]) == set(FILES)
     events = [json.loads(line)["event"] for line in (places.job / "events.jsonl").read_text().splitlines()]
     assert events == ["phase", "phase", "phase", "done"]
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from loopbox_agent.tool_spec import read_listing
 from loopbox_toolrunner import arguments, tools
+from loopbox_trainer.chat_format import message_of, preface, turns
 from loopbox_trainer.curate import Places, run
 from loopbox_trainer.curate_spec import CurateSpec
 from loopbox_trainer.fit import Toolsets
@@ -155,3 +156,12 @@ def test_a_curation_of_made_up_rows_tests_with_held_out_ones(tmp_path: Path) -> 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_no_rows_are_none(rows: int) -> None:
     assert len(list(made_up(APPLIANCE, rows, 0, 1))) == rows
+
+
+def test_what_is_made_up_can_be_written_for_the_model() -> None:
+    train, test = made(200, 50)
+    for one in train + test:
+        told = json.loads(encode(one))
+        text = preface([message_of(m) for m in told["messages"]], told["tools"])
+        assert all(tool.name in text for tool in one.tools)
+        assert list(turns([message_of(m) for m in told["messages"]]))

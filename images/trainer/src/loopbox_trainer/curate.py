@@ -65,7 +65,7 @@ def run(spec: CurateSpec, places: Places, tell: Tell, stopping: Callable[[], boo
 
     Raises TrainerError, CancelledError, OSError; then ``out`` is as it was.
     """
-    stream = Stream(Settings(_bounds(spec), spec.outcomes, _tools(places.data, spec.tools)))
+    stream = Stream(Settings(_bounds(spec), spec.outcomes, spec.most_bytes, _tools(places.data, spec.tools)))
     room = Room(spec.most_rows, spec.most_bytes, spec.most_seconds)
     origins: list[Origin] = []
     tell("phase", phase="read")
@@ -123,6 +123,7 @@ def _work(job: Path, data: Path, stopping: Callable[[], bool]) -> Result:
         message = "The disk is full; nothing was written. Free space, then run it again."
         raise ExhaustedError("disk_full", message) from error
     files = {name: one["sha256"] for name, one in made["files"].items()}
+    files["manifest.json"] = digest_of(job / "out" / "manifest.json")
     return Result(status="done", figures=_figures(made, time.monotonic() - started), files=files)
 
 

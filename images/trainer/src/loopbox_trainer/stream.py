@@ -49,6 +49,7 @@ class Settings:
 
     bounds: Bounds
     outcomes: frozenset[str]
+    most_bytes: int  #: kept
     tools: tuple[Tool, ...] = ()  #: on offer for records that do not say
 
 
@@ -58,7 +59,7 @@ class Stream:
 
     settings: Settings
     masker: Masker = field(default_factory=Masker)
-    gathered: Gathered = field(default_factory=Gathered)
+    gathered: Gathered = field(init=False)
     read: Step = field(default_factory=lambda: Step("read"))
     mask: Step = field(default_factory=lambda: Step("mask"))
     mine: Step = field(default_factory=lambda: Step("mine"))
@@ -70,6 +71,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         self.rejects = Rejects(self.masker.text)
+        self.gathered = Gathered(self.settings.most_bytes)
 
     @property
     def steps(self) -> tuple[Step, ...]:
