@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,20 @@ def test_stopping_writes_nothing(places: Places) -> None:
     with pytest.raises(CancelledError):
         run(spec(write(places, many(20))), places, quiet, lambda: True)
     assert not (places.job / "out").exists()
+
+
+def test_a_signal_ends_the_job_as_cancelled(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = spec(write(places, many(20)))
+
+    def stopped(_path: Path) -> CurateSpec:
+        signal.raise_signal(signal.SIGTERM)
+        return asked
+
+    monkeypatch.setattr(curate, "read_spec", stopped)
+    assert main(places.job, places.data) == 0
+    assert json.loads((places.job / "result.json").read_text())["status"] == "cancelled"
+    assert not (places.job / "out").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize(

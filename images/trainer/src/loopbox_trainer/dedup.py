@@ -152,8 +152,3 @@ def _join_bucket(components: Components, short: npt.NDArray[np.uint8], bucket: l
     ones, others = np.nonzero(np.triu(equal, 1))
     for one, other in zip(ones.tolist(), others.tolist(), strict=True):
         components.join(bucket[one], bucket[other])
-
-
-def first_of_each(components: Components) -> list[bool]:
-    """Return for each item whether it is the first of its component."""
-    return [components.root(item) == item for item in range(len(components.parents))]
