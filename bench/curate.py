@@ -47,7 +47,7 @@ def main() -> None:
         seconds = []
         for _ in range(RUNS):
             began = time.process_time()
-            made = run(spec, places, lambda _event, _fields: None)
+            made = run(spec, places, quiet)
             seconds.append(time.process_time() - began)
     print(
         json.dumps(
@@ -63,6 +63,10 @@ def main() -> None:
             }
         )
     )
+
+
+def quiet(event: str, **more: Any) -> None:  # Any: JSON
+    """Hear of the progress."""
 
 
 def fill(data: Path) -> int:
@@ -150,7 +154,7 @@ def interaction(number: int, told: list[Any]) -> dict[str, Any]:
             usage = {"input_tokens": 400, "output_tokens": 60, "details": {}}
             messages.append({"kind": "response", "parts": [part], "usage": usage, "model_name": "m"})
     ids = {"thread_id": f"thread_{number:016x}", "run_id": f"run_{number:016x}"}
-    return {**ids, "status": "completed", "messages": messages, "failed_calls": failed}
+    return {**ids, "outcome": "completed", "rating": None, "better": "", "messages": messages, "failed_calls": failed}
 
 
 def chat(number: int, told: list[Any]) -> dict[str, Any]:

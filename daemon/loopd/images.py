@@ -234,10 +234,20 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _entry(path: Path, folder: Path, mode: int) -> Entry:
     name = path.relative_to(folder).as_posix()
     if stat.S_ISLNK(mode):
+        if shared := _shared(path, folder):
+            return Entry(name, 0o644, shared.read_bytes())
         return Entry(name, 0o644, os.fsencode(path.readlink()), link=True)
     if not stat.S_ISREG(mode):
         raise ImagesError(f"{path} is neither a file nor a link: remove it from the image folder")
     return Entry(name, 0o755 if mode & stat.S_IXUSR else 0o644, path.read_bytes())
+
+
+def _shared(path: Path, folder: Path) -> Path | None:
+    """Return the file of another image folder that a link leads to: both images have it, the checkout has it once."""
+    leads_to, here = path.resolve(), folder.resolve()
+    if leads_to.is_relative_to(here) or not leads_to.is_relative_to(here.parent) or not leads_to.is_file():
+        return None
+    return leads_to
 
 
 def _feed(update: Callable[[bytes], None], *parts: bytes) -> None:

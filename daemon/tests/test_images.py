@@ -217,6 +217,29 @@ def test_a_missing_record_of_images_stops_the_start_with_advice(tmp_path: Path) 
         load_images(tmp_path)
 
 
+def test_a_link_to_another_images_file_is_that_file_and_no_other_link_is(tmp_path: Path) -> None:
+    one, two = folder(tmp_path / "images", "one"), folder(tmp_path / "images", "two")
+    (one / "rules.py").write_text("shared")
+    (tmp_path / "secret").write_text("elsewhere")
+    links = {
+        "shared.py": "../one/rules.py",
+        "own": "Dockerfile",
+        "out": "../../secret",
+        "dir": "../one",
+        "gone": "../one/x",
+    }
+    for name, leads_to in links.items():
+        (two / name).symlink_to(leads_to)
+    found = {entry.path: entry for entry in read_folder(two)}
+    assert (found["shared.py"].link, found["shared.py"].content) == (False, b"shared")
+    assert all(
+        found[name].link and found[name].content == links[name].encode() for name in links if name != "shared.py"
+    )
+    before = digest_of(found.values(), ())
+    (one / "rules.py").write_text("changed")
+    assert digest_of(read_folder(two), ()) != before
+
+
 def test_the_context_holds_the_bundle_links_and_our_label_in_every_stage() -> None:
     """Without the label `purge` leaves untagged build stages of gigabytes behind."""
     dockerfile = b"ARG BASE=x\nFROM ${BASE} AS build\nRUN true\nFROM debian\nCOPY --from=build /a /a\n"

@@ -4,8 +4,8 @@ import errno
 import gzip
 import json
 import shutil
+import signal
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from pyarrow import parquet
 from loopbox_trainer import curate
 from loopbox_trainer.curate import CancelledError, Places, main, run
 from loopbox_trainer.curate_spec import CurateSpec, SourceSpec
+from loopbox_trainer.errors import TrainerError
 from loopbox_trainer.rows import Row, encode, parse_pair, parse_row
-from loopbox_trainer.unfit import UnfitError
 
 FILES = ("train.jsonl", "valid.jsonl", "test.jsonl", "pairs.jsonl", "bad.jsonl", "rejected.jsonl", "manifest.json")
 TINY: dict[str, Any] = {"least_rows": 1, "least_kinds": 1, "test": 0.0, "valid": 0.0}
 
 
-def quiet(_event: str, _fields: Mapping[str, Any]) -> None:
+def quiet(event: str, **more: Any) -> None:
     pass
 
 
@@ -81,7 +81,7 @@ def test_counts_add_up_splits_leak_nothing_and_the_same_comes_out_twice(
     asked = spec(write(places, some), seed=seed, test=0.3, valid=0.3)
     try:
         made = run(asked, places, quiet)
-    except UnfitError as error:
+    except TrainerError as error:
         assert error.code in {"too_few_rows", "nothing_to_test"}  # noqa: PT017 either way is fine
         assert not (places.job / "out").exists()
         return
@@ -142,29 +142,44 @@ def test_every_form_and_kind_of_file_is_read(places: Places) -> None:
     assert all(len(source["sha256"]) == 64 for source in made["sources"])
 
 
-def test_a_dump_of_the_store_is_read_by_thread_and_run(places: Places) -> None:
-    def message(thread: str, seq: int, run_id: str, body: Any) -> dict[str, Any]:
-        return {"thread_id": thread, "seq": seq, "run_id": run_id, "body": json.dumps(body)}
-
-    told = INTERACTION["messages"]
-    tables = [
-        *(("runs", {"id": f"run_{n}", "status": "failed" if n == 2 else "completed"}) for n in (1, 2, 3)),
-        ("tool_calls", {"run_id": "run_3", "call_id": "c1", "is_error": True}),
-        *(("messages", message("thread_1", n, "run_1", one)) for n, one in enumerate(told)),
-        *(("messages", message("thread_1", n + 9, "run_2", one)) for n, one in enumerate(told)),
-        *(("messages", message("thread_2", n, "run_3", one)) for n, one in enumerate(told)),
-    ]
-    lines = [{"format": "loopbox-agent-dump-1", "schema": 1}, *({"table": t, "row": r} for t, r in tables), {"rows": 9}]
+def test_of_a_dump_only_what_users_agreed_to_is_read(places: Places) -> None:
+    """The conversations in it are everybody's."""
+    kept = INTERACTION | {"messages": json.dumps(INTERACTION["messages"]), "tools": json.dumps(OPENAI["tools"])}
+    other = {"thread_id": "thread_2", "run_id": "run_2", "body": json.dumps(INTERACTION["messages"][0])}
+    told = [{"table": "messages", "row": other}, {"table": "interactions", "row": kept}]
+    lines = [{"format": "loopbox-agent-dump-1", "schema": 1}, *told, {"rows": 2, "sha256": "x"}]
     (places.data / "d.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
-    (places.data / "tools.json").write_text(json.dumps(OPENAI["tools"]))
-    sources = [{"name": "store", "path": "d.gz", "form": "dump", "mask": False}]
-    with pytest.raises(UnfitError) as told_error:
-        run(CurateSpec.model_validate({"sources": sources, **TINY, "tools": "tools.json"}), places, quiet)
-    assert told_error.value.code == "too_few_rows"  # good in run 1, called bad in run 2: contradictory
-    sources[0]["most_rows"] = 1
-    made = run(CurateSpec.model_validate({"sources": sources, **TINY, "tools": "tools.json"}), places, quiet)
+    source = {"name": "store", "path": "d.gz", "form": "dump", "mask": False}
+    made = run(CurateSpec.model_validate({"sources": [source], **TINY}), places, quiet)
     assert made["splits"]["train"]["by_outcome"] == {"good": 1}
-    assert read(places, "train")[0].conversation == "thread_1"
+    (only,) = read(places, "train")
+    assert (only.conversation, only.meta["origin"]) == ("thread_1", "run_1")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [b"{}", b'{"format": "other"}', b"[]", b'{"format": "loopbox-agent-dump-1"}\n{"table": "interactions", "row": {}}'],
+)
+def test_what_is_no_dump_is_said(places: Places, lines: bytes) -> None:
+    (places.data / "d.gz").write_bytes(gzip.compress(lines))
+    source = {"name": "store", "path": "d.gz", "form": "dump"}
+    with pytest.raises(TrainerError, match="is no dump"):
+        run(CurateSpec.model_validate({"sources": [source], **TINY}), places, quiet)
+
+
+@pytest.mark.parametrize("failed", [[], ["c1"]])
+def test_a_better_answer_is_learnt_and_preferred(places: Places, failed: list[str]) -> None:
+    better = {"rating": "bad", "better": "It has 4, says jane.doe@example.org", "failed_calls": failed}
+    (places.data / "tools.json").write_text(json.dumps(OPENAI["tools"]))
+    name = write(places, [json.dumps(INTERACTION | better).encode()])
+    run(spec(name, tools="tools.json"), places, quiet)
+    (only,) = read(places, "train")
+    assert only.messages[-1] == say("It has 4, says [pii:email]")
+    assert only.outcome == "good"
+    assert len(only.messages) == (2 if failed else 4)
+    (pair,) = [parse_pair(line) for line in (places.job / "out/pairs.jsonl").read_bytes().splitlines()]
+    assert pair.chosen == only.messages[-1:]
+    assert pair.rejected[0].tool_calls if failed else pair.rejected == (say("3"),)
 
 
 def test_bad_answers_are_not_trained_but_preferred_against(places: Places) -> None:
@@ -236,6 +251,14 @@ def test_unfit_data_is_said_and_leaves_what_was_there(
     assert [path.name for path in (places.job / "out").iterdir()] == ["manifest.json"]
 
 
+def test_tools_from_outside_count_as_bytes_that_are_kept(places: Places) -> None:
+    big = [{"name": "read_file", "description": "x" * 50_000, "parameters": {}}]
+    (places.data / "tools.json").write_text(json.dumps(big))
+    name = write(places, [json.dumps(INTERACTION | {"run_id": f"r{n}"}).encode() for n in range(3)] + [b"", b""])
+    with pytest.raises(TrainerError, match="What is kept"):
+        run(spec(name, tools="tools.json", most_bytes=40_000), places, quiet)
+
+
 @pytest.mark.parametrize("path", ["b.jsonl", "../data", "x/../../job", "/etc/passwd", ""])
 def test_only_what_is_below_the_data_is_read(places: Places, path: str) -> None:
     raw = {"sources": [{"name": "a", "path": path}], **TINY}
@@ -247,7 +270,7 @@ def test_only_what_is_below_the_data_is_read(places: Places, path: str) -> None:
 def test_a_link_that_leads_elsewhere_is_not_followed(places: Places) -> None:
     (places.job / "secret.jsonl").write_text("{}")
     (places.data / "a.jsonl").symlink_to(places.job / "secret.jsonl")
-    with pytest.raises(UnfitError, match="There is no"):
+    with pytest.raises(TrainerError, match="There is no"):
         run(spec("a.jsonl"), places, quiet)
 
 
@@ -257,7 +280,7 @@ def test_a_done_job_tells_figures_files_and_events(places: Places) -> None:
     told = json.loads((places.job / "result.json").read_text())
     assert told["status"] == "done"
     assert told["figures"]["train"] == 20
-    assert set(told["files"]) == set(FILES) - {"manifest.json"}
+    assert set(told["files"]) == set(FILES)
     events = [json.loads(line)["event"] for line in (places.job / "events.jsonl").read_text().splitlines()]
     assert events == ["phase", "phase", "phase", "done"]
 
@@ -273,6 +296,20 @@ def test_stopping_writes_nothing(places: Places) -> None:
     with pytest.raises(CancelledError):
         run(spec(write(places, many(20))), places, quiet, lambda: True)
     assert not (places.job / "out").exists()
+
+
+def test_a_signal_ends_the_job_as_cancelled(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = spec(write(places, many(20)))
+
+    def stopped(_path: Path) -> CurateSpec:
+        signal.raise_signal(signal.SIGTERM)
+        return asked
+
+    monkeypatch.setattr(curate, "read_spec", stopped)
+    assert main(places.job, places.data) == 0
+    assert json.loads((places.job / "result.json").read_text())["status"] == "cancelled"
+    assert not (places.job / "out").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -73,3 +77,20 @@ def test_contents_and_arguments_are_masked() -> None:
 def test_a_clean_row_is_the_same_object() -> None:
     clean = row()
     assert Masker().row(clean) is clean
+
+
+def test_the_rules_run_alone_as_they_stand_in_the_image() -> None:
+    """The image has links to these files of the agent and nothing else of it."""
+    shared = Path(__file__).parents[1] / "shared"
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "from loopbox_agent.mask import mask; print(mask(sys.argv[2]).text)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-I", "-c", program, str(shared), "to jane.doe@example.org"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "to [pii:email]\n"
+    assert all(path.is_symlink() for path in (shared / "loopbox_agent").glob("*.py"))

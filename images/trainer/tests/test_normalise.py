@@ -84,7 +84,9 @@ INTERACTION = recorded(
     ModelResponse([TextPart("3")]),
     thread_id="thread_1",
     run_id="run_1",
-    status="completed",
+    outcome="completed",
+    rating=None,
+    better="",
 )
 
 
@@ -123,11 +125,11 @@ def test_an_interaction_keeps_who_it_was_and_that_it_went_well() -> None:
 @pytest.mark.parametrize(
     ("change", "outcome"),
     [
-        ({"status": "failed"}, "bad"),
-        ({"feedback": "bad"}, "bad"),
-        ({"feedback": -1}, "bad"),
-        ({"status": "failed", "feedback": "good"}, "good"),
-        ({"status": ""}, "unknown"),
+        ({"outcome": "model_output_invalid"}, "bad"),
+        ({"outcome": "cancelled"}, "unknown"),
+        ({"outcome": "engine_down"}, "unknown"),
+        ({"rating": "bad"}, "bad"),
+        ({"outcome": "cancelled", "rating": "good"}, "good"),
         ({"failed_calls": ["c1"]}, "unknown"),
     ],
 )

@@ -9,9 +9,9 @@ from images.trainer.tests.test_curate import TINY, quiet
 
 from loopbox_trainer.curate import Places, run
 from loopbox_trainer.curate_spec import CurateSpec
+from loopbox_trainer.errors import TrainerError
 from loopbox_trainer.public_sets import json_schema
 from loopbox_trainer.rows import parse_row
-from loopbox_trainer.unfit import UnfitError
 
 AREA = {
     "name": "area.of",
@@ -108,6 +108,6 @@ def test_grade_school_math_keeps_its_test_rows_out_of_training(tmp_path: Path) -
 @pytest.mark.parametrize("form", ["bfcl", "grade_school_math", "auto"])
 def test_a_folder_without_the_set_is_said(tmp_path: Path, form: str) -> None:
     (tmp_path / "set").mkdir()
-    with pytest.raises(UnfitError) as told:
+    with pytest.raises(TrainerError) as told:
         curated(tmp_path, form)
     assert told.value.code == "no_source"

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images.trainer.tests.test_curate import quiet
 from pydantic import BaseModel
 
 from loopbox_agent.tool_spec import read_listing
 from loopbox_toolrunner import arguments, tools
+from loopbox_trainer.chat_format import message_of, preface, turns
 from loopbox_trainer.curate import Places, run
 from loopbox_trainer.curate_spec import CurateSpec
 from loopbox_trainer.fit import Toolsets
@@ -142,15 +144,24 @@ def test_a_curation_of_made_up_rows_tests_with_held_out_ones(tmp_path: Path) -> 
     places = Places(tmp_path / "job", tmp_path)
     places.job.mkdir()
     spec = CurateSpec.model_validate({"synthetic": {"rows": 800, "held_out": 300}, "test": 0.0, "seed": 5})
-    told = run(spec, places, lambda _event, _fields: None)
+    told = run(spec, places, quiet)
     assert told["splits"]["test"]["rows"] > 200
     assert told["splits"]["train"]["rows"] > 600
     lines = (places.job / "out" / "test.jsonl").read_text().splitlines()
     assert all(json.loads(line)["meta"]["held_out"] for line in lines)
     first = told["files"]
-    assert run(spec, places, lambda _event, _fields: None)["files"] == first
+    assert run(spec, places, quiet)["files"] == first
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_no_rows_are_none(rows: int) -> None:
     assert len(list(made_up(APPLIANCE, rows, 0, 1))) == rows
+
+
+def test_what_is_made_up_can_be_written_for_the_model() -> None:
+    train, test = made(200, 50)
+    for one in train + test:
+        told = json.loads(encode(one))
+        text = preface([message_of(m) for m in told["messages"]], told["tools"])
+        assert all(tool.name in text for tool in one.tools)
+        assert list(turns([message_of(m) for m in told["messages"]]))

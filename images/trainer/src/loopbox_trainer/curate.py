@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from pydantic import ValidationError
@@ -22,22 +22,30 @@ from loopbox_trainer.counts import Step
 from loopbox_trainer.curate_spec import CurateSpec, SourceSpec
 from loopbox_trainer.divide import divide, prefer
 from loopbox_trainer.dump import read_dump
+from loopbox_trainer.errors import ExhaustedError, TrainerError
+from loopbox_trainer.events import EventLog, Result
+from loopbox_trainer.files import digest_of
 from loopbox_trainer.gather import Kept
 from loopbox_trainer.manifest import Origin, manifest
+from loopbox_trainer.outcome import conclude
 from loopbox_trainer.public_sets import READERS
 from loopbox_trainer.quality import Bounds
 from loopbox_trainer.rows import RowError, Tool
 from loopbox_trainer.sources import Record, Room, locate, read_records
 from loopbox_trainer.stream import Settings, Stream
 from loopbox_trainer.synthetic import APPLIANCE, made_up
-from loopbox_trainer.unfit import UnfitError
-from loopbox_trainer.whole_files import Written, fresh_folder, publish_folder, sha256_of, write_lines, write_whole
+from loopbox_trainer.whole_files import Written, fresh_folder, publish_folder, write_lines
 
 MOST_SPEC_BYTES: Final = 1 << 20
 MOST_TOOLS_BYTES: Final = 1 << 20
 _LOOKED: Final = 256  #: rows between two looks whether to stop
 
-Tell = Callable[[str, Mapping[str, Any]], None]  #: an event's name and fields. Any: JSON
+
+class Tell(Protocol):
+    """What hears of the progress."""
+
+    def __call__(self, event: str, **more: Any) -> None:  # Any: JSON
+        """Take one event."""
 
 
 class CancelledError(Exception):
@@ -53,11 +61,14 @@ class Places:
 
 
 def run(spec: CurateSpec, places: Places, tell: Tell, stopping: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """Curate; return the manifest. Any: JSON. Raises UnfitError, CancelledError, OSError; then ``out`` is as it was."""
-    stream = Stream(Settings(_bounds(spec), spec.outcomes, _tools(places.data, spec.tools)))
+    """Curate; return the manifest. Any: JSON.
+
+    Raises TrainerError, CancelledError, OSError; then ``out`` is as it was.
+    """
+    stream = Stream(Settings(_bounds(spec), spec.outcomes, spec.most_bytes, _tools(places.data, spec.tools)))
     room = Room(spec.most_rows, spec.most_bytes, spec.most_seconds)
     origins: list[Origin] = []
-    tell("phase", {"phase": "read"})
+    tell("phase", phase="read")
     for source in spec.sources:
         path = locate(places.data, source.path)
         origins += _origins(source, path)
@@ -70,14 +81,14 @@ def run(spec: CurateSpec, places: Places, tell: Tell, stopping: Callable[[], boo
     if spec.synthetic is not None:
         _make_up(spec, places, stream, stopping)
     room.check_time()
-    tell("phase", {"phase": "divide", "rows": len(stream.gathered.items)})
+    tell("phase", phase="divide", rows=len(stream.gathered.items))
     prefer(stream)
     parts, steps = divide(spec, stream.gathered)
     room.check_time()
     _check(spec, stream, parts)
     if stopping():
         raise CancelledError
-    tell("phase", {"phase": "write"})
+    tell("phase", phase="write")
     draft = fresh_folder(places.job / ".out.new")
     files = _write(draft, stream, parts)
     told = manifest(spec, origins, [*stream.steps, *steps, stream.pairs], parts, files)
@@ -87,58 +98,46 @@ def run(spec: CurateSpec, places: Places, tell: Tell, stopping: Callable[[], boo
 
 
 def main(job: Path, data: Path = Path("/data")) -> int:
-    """Run the job in a folder; return the exit code: 0 done or cancelled, 3 unfit, 4 out of disk or memory."""
+    """Run the job in a folder; return the exit code: 0 done or cancelled, 3 unfit, 4 out of disk or memory, 1 a bug."""
     stop: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
     try:
-        return _main(job, data, lambda: bool(stop))
+        return conclude(job, lambda: _work(job, data, lambda: bool(stop)))
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _main(job: Path, data: Path, stopping: Callable[[], bool]) -> int:
-    def tell(event: str, fields: Mapping[str, Any]) -> None:  # Any: JSON
-        with (job / "events.jsonl").open("ab") as file:
-            file.write(json.dumps({"t": time.time(), "event": event, **fields}).encode() + b"\n")
-
-    def end(status: str, code: str, message: str, **more: Any) -> None:  # Any: JSON
-        told = {"status": status, "code": code, "message": message, "figures": {}, "files": {}, **more}
-        tell(status if status in ("done", "failed") else "warning", {"code": code, "message": message})
-        write_whole(job / "result.json", json.dumps(told).encode())
-
+def _work(job: Path, data: Path, stopping: Callable[[], bool]) -> Result:
     started = time.monotonic()
     try:
-        made = run(read_spec(job / "spec.json"), Places(job, data), tell, stopping)
-    except UnfitError as error:
-        end("failed", error.code, str(error))
-        return 3
+        made = run(read_spec(job / "spec.json"), Places(job, data), EventLog(job).tell, stopping)
     except CancelledError:
-        end("cancelled", "cancelled", "It was stopped; nothing was written. Run it again for the same result.")
-        return 0
-    except MemoryError:
-        end("failed", "out_of_memory", "The rows do not fit into memory; nothing was written. Lower most_bytes.")
-        return 4
+        message = "It was stopped; nothing was written. Run it again for the same result."
+        return Result(status="cancelled", message=message)
+    except MemoryError as error:
+        message = "The rows do not fit into memory; nothing was written. Lower most_bytes or give the job more memory."
+        raise ExhaustedError("out_of_memory", message) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        end("failed", "disk_full", "The disk is full; nothing was written. Make room and run it again.")
-        return 4
+        message = "The disk is full; nothing was written. Free space, then run it again."
+        raise ExhaustedError("disk_full", message) from error
     files = {name: one["sha256"] for name, one in made["files"].items()}
-    end("done", "", "", figures=_figures(made, time.monotonic() - started), files=files)
-    return 0
+    files["manifest.json"] = digest_of(job / "out" / "manifest.json")
+    return Result(status="done", figures=_figures(made, time.monotonic() - started), files=files)
 
 
 def read_spec(path: Path) -> CurateSpec:
-    """Return a job's spec. Raises UnfitError: bad_spec."""
+    """Return a job's spec. Raises TrainerError: bad_spec."""
     try:
         with path.open("rb") as file:
             return CurateSpec.model_validate_json(file.read(MOST_SPEC_BYTES))
     except OSError as error:
-        raise UnfitError("bad_spec", f"The spec cannot be read: {error.strerror}.") from error
+        raise TrainerError("bad_spec", f"The spec cannot be read: {error.strerror}.") from error
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, fault["loc"]))
-        raise UnfitError("bad_spec", f"The spec cannot be used: {where}: {fault['msg']}") from error
+        raise TrainerError("bad_spec", f"The spec cannot be used: {where}: {fault['msg']}") from error
 
 
 def _figures(made: Mapping[str, Any], seconds: float) -> dict[str, float]:  # Any: JSON
@@ -156,7 +155,7 @@ def _bounds(spec: CurateSpec) -> Bounds:
 
 
 def _tools(data: Path, place: str | None) -> tuple[Tool, ...]:
-    """Return the tools in a file: a JSON list, or an object with one as "tools". Raises UnfitError."""
+    """Return the tools in a file: a JSON list, or an object with one as "tools". Raises TrainerError."""
     if place is None:
         return ()
     path = locate(data, place)
@@ -165,7 +164,7 @@ def _tools(data: Path, place: str | None) -> tuple[Tool, ...]:
             told = msgspec.json.decode(file.read(MOST_TOOLS_BYTES))
         return tools_of_chat(told if isinstance(told, dict) else {"tools": told})
     except (OSError, msgspec.DecodeError, UnicodeError, RowError, TypeError, AttributeError) as error:
-        raise UnfitError("bad_tools", f"{place} is no list of tools: {error}") from error
+        raise TrainerError("bad_tools", f"{place} is no list of tools: {error}") from error
 
 
 def _records(source: SourceSpec, path: Path, room: Room) -> Iterator[Record]:
@@ -179,9 +178,9 @@ def _records(source: SourceSpec, path: Path, room: Room) -> Iterator[Record]:
 def _origins(source: SourceSpec, path: Path) -> list[Origin]:
     files = sorted(one for one in path.rglob("*.json*") if one.is_file()) if path.is_dir() else [path]
     if path.is_dir() and source.form not in READERS:
-        raise UnfitError("no_source", f"{source.path} is a folder; name a file, or give it the form of a public set.")
+        raise TrainerError("no_source", f"{source.path} is a folder; name a file, or give it the form of a public set.")
     root = path if path.is_dir() else path.parent
-    return [Origin(source.name, str(one.relative_to(root)), one.stat().st_size, sha256_of(one)) for one in files]
+    return [Origin(source.name, str(one.relative_to(root)), one.stat().st_size, digest_of(one)) for one in files]
 
 
 def _make_up(spec: CurateSpec, places: Places, stream: Stream, stopping: Callable[[], bool]) -> None:
@@ -200,26 +199,26 @@ def _make_up(spec: CurateSpec, places: Places, stream: Stream, stopping: Callabl
 
 
 def _check(spec: CurateSpec, stream: Stream, parts: Mapping[str, Sequence[Kept]]) -> None:
-    """Raise UnfitError where nothing can be learnt."""
+    """Raise TrainerError where nothing can be learnt."""
     if not stream.read.taken:
-        raise UnfitError("empty", "The sources hold no record at all. Nothing was written.")
+        raise TrainerError("empty", "The sources hold no record at all. Nothing was written.")
     rows = parts["train"]
     if len(rows) < spec.least_rows:
         why = "; ".join(_told(step) for step in stream.steps if step.dropped)
-        raise UnfitError(
+        raise TrainerError(
             "too_few_rows",
             f"{len(rows)} of {stream.read.taken} records are left for training, at least {spec.least_rows} are wanted "
             f"(least_rows). {why or 'Nothing was dropped'}. Nothing was written: give more data.",
         )
     kinds = {item.kind for item in rows}
     if len(kinds) < spec.least_kinds:
-        raise UnfitError(
+        raise TrainerError(
             "one_class",
             f"All {len(rows)} rows begin in {len(kinds)} way(s) ({', '.join(sorted(kinds))[:200]}): a model trained on "
             f"them always does that. At least {spec.least_kinds} are wanted (least_kinds). Nothing was written.",
         )
     if spec.test and not parts["test"]:
-        raise UnfitError("nothing_to_test", "No row is left for the test split: give more data, or set test to 0.")
+        raise TrainerError("nothing_to_test", "No row is left for the test split: give more data, or set test to 0.")
 
 
 def _told(step: Step) -> str:

@@ -29,9 +29,10 @@ _MOST_CACHED: Final = 1 << 18
 
 Signatures = npt.NDArray[np.uint32]  #: (rows, MINIMA)
 
-_WORD: Final = re.compile(r"\w+")
-_UNSPACED: Final = re.compile(r"[぀-ヿ㐀-鿿가-힯]")  # scripts without spaces count by the character
-_TOKEN: Final = re.compile(rf"{_UNSPACED.pattern}|\w+")
+_UNSPACED: Final = re.compile("[぀-ヿ㐀-鿿가-힯]")  # scripts without spaces count by the character
+_WORD_BYTES: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_") | frozenset(range(0x80, 0x100))
+#: What is no letter or digit becomes a space; bytes beyond ASCII are letters of some script.
+_SPACED: Final = bytes(byte if byte in _WORD_BYTES else 0x20 for byte in range(0x100))
 _ARGUMENTS: Final = msgspec.json.Encoder(order="deterministic")
 
 
@@ -73,7 +74,7 @@ class MinHash:
     """Makes signatures. Remembers the hashes of words, within bounds."""
 
     def __init__(self) -> None:
-        self._words: dict[str, int] = {}
+        self._words: dict[bytes, int] = {}
 
     def signatures(self, texts: Sequence[str]) -> Signatures:
         """Return one row of minima for each text."""
@@ -102,16 +103,18 @@ class MinHash:
         return made
 
     def _hashes(self, text: str) -> list[int]:
-        small = text.lower()
-        words = (_TOKEN if _UNSPACED.search(small) else _WORD).findall(small)[:MOST_WORDS] or [""]
+        if _UNSPACED.search(text):
+            text = _UNSPACED.sub(r" \g<0> ", text)
+        words = text.lower().encode("utf-8", "surrogatepass").translate(_SPACED).split()[:MOST_WORDS] or [b""]
         known = self._words
         try:
             return [known[word] for word in words]
         except KeyError:
             if len(known) > _MOST_CACHED:
                 known.clear()
-            for word in set(words) - known.keys():
-                known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass")) + 1
+            for word in words:
+                if word not in known:
+                    known[word] = zlib.crc32(word) + 1
         return [known[word] for word in words]
 
 
@@ -149,8 +152,3 @@ def _join_bucket(components: Components, short: npt.NDArray[np.uint8], bucket: l
     ones, others = np.nonzero(np.triu(equal, 1))
     for one, other in zip(ones.tolist(), others.tolist(), strict=True):
         components.join(bucket[one], bucket[other])
-
-
-def first_of_each(components: Components) -> list[bool]:
-    """Return for each item whether it is the first of its component."""
-    return [components.root(item) == item for item in range(len(components.parents))]

@@ -8,6 +8,7 @@ from typing import Final, Literal
 import numpy as np
 
 from loopbox_trainer.dedup import MINIMA, MinHash, Signatures, join_near, said
+from loopbox_trainer.errors import TrainerError
 from loopbox_trainer.rows import Message
 from loopbox_trainer.split import Components
 
@@ -35,7 +36,9 @@ class Kept:
 class Gathered:
     """All that was kept, each content once."""
 
+    most_bytes: int  #: of all lines together, which are kept in memory
     items: list[Kept] = field(default_factory=list)
+    _bytes: int = 0
     _ids: set[tuple[Role, str]] = field(default_factory=set)
     _texts: list[str] = field(default_factory=list)
     _signatures: list[Signatures] = field(default_factory=list)
@@ -46,7 +49,10 @@ class Gathered:
         return (role, name) in self._ids
 
     def add(self, kept: Kept, messages: tuple[Message, ...]) -> None:
-        """Keep one. messages: what tells whether it is like others."""
+        """Keep one. messages: what tells whether it is like others. Raises TrainerError: too_many_bytes."""
+        self._bytes += len(kept.line)
+        if self._bytes > self.most_bytes:
+            raise TrainerError("too_many_bytes", "What is kept has more bytes than most_bytes. Nothing was written.")
         self._ids.add((kept.role, kept.id))
         self.items.append(kept)
         self._texts.append(said(messages))

@@ -1,8 +1,8 @@
 """interactions: owns reading what the agent recorded: its framework's messages, which calls failed, how it ended. Pure.
 
-A record is one run, or several that follow each other: {"messages": […], "run_id", "thread_id", "status", "tools": […],
-"feedback": "good"|"bad"|1|-1, "failed_calls": [ids of calls whose result is an error]}; all but the messages may be
-missing.
+A record is one run, as the agent's /agents/interactions tells it: {"messages": […], "tools": […], "run_id",
+"thread_id", "outcome": "completed" or another end, "rating": "good"|"bad"|null, "better": what the answer should have
+been}; all but the messages may be missing. "failed_calls" may name calls whose result is an error.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ Record = Mapping[str, Any]  # Any: JSON that the agent wrote
 
 #: Parts that say nothing to learn from.
 _SILENT: Final = frozenset({"thinking", "builtin-tool-call", "builtin-tool-return"})
-_ENDED_BADLY: Final = frozenset({"failed", "cancelled", "interrupted", "held"})
-_GOOD: Final = ("good", "up", "yes", 1)
-_BAD: Final = ("bad", "down", "no", -1)
+#: Ends that the model alone brought about; that somebody cancelled, or an engine was away, says nothing of it.
+_ENDED_BADLY: Final = frozenset({"arguments_invalid", "model_output_invalid", "output_invalid"})
 
 
 @dataclass
@@ -71,27 +70,30 @@ def row_of_interaction(record: Record, tools: tuple[Tool, ...] = ()) -> Row:
     meta: dict[str, Any] = {"origin": str(record.get("run_id") or "")[:200]}  # Any: JSON
     if telling.failed:
         meta["failed"] = telling.failed
+    better = record.get("better")
+    if isinstance(better, str) and better.strip():
+        meta["better"] = better
     return Row(
         messages=tuple(telling.messages),
         tools=tools_of_chat(record) or tools,
         conversation=str(record.get("thread_id") or record.get("run_id") or "")[:256],
-        outcome=outcome_of(record.get("feedback"), str(record.get("status") or ""), telling.messages, telling.failed),
+        outcome=outcome_of(record.get("rating"), str(record.get("outcome") or ""), telling.messages, telling.failed),
         meta=meta,
     )
 
 
-def outcome_of(feedback: object, status: str, messages: list[Message], failed: list[int]) -> Outcome:
+def outcome_of(rating: object, end: str, messages: list[Message], failed: list[int]) -> Outcome:
     """Return how an interaction went: by what a person said, else by how it ended.
 
     Good without a person's word needs a call that worked after the last one that failed: an answer alone proves
     nothing.
     """
-    if feedback in _GOOD:
+    if rating == "good":
         return "good"
-    if feedback in _BAD or status in _ENDED_BADLY:
+    if rating == "bad" or end in _ENDED_BADLY:
         return "bad"
     results = [place for place, message in enumerate(messages) if message.role == "tool"]
-    if status == "completed" and results and results[-1] not in failed and messages[-1].role == "assistant":
+    if end == "completed" and results and results[-1] not in failed and messages[-1].role == "assistant":
         return "good"
     return "unknown"
 

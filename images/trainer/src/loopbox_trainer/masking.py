@@ -81,9 +81,11 @@ class Masker:
     def row(self, row: Row) -> Row:
         """Return a row masked; the same object when nothing was found. Raises RowError."""
         messages = tuple(self._message(message) for message in row.messages)
-        if messages == row.messages:
+        better = row.meta.get("better")
+        told = {"better": self.text(better)} if isinstance(better, str) else {}
+        if messages == row.messages and told.get("better") == better:
             return row
-        return msgspec.structs.replace(row, messages=messages)
+        return msgspec.structs.replace(row, messages=messages, meta={**row.meta, **told})
 
     def _message(self, message: Message) -> Message:
         content = self.text(message.content)

@@ -98,6 +98,28 @@ def mine(row: Row, failed: tuple[int, ...]) -> Mined:
     return Mined(corrected, tuple(_pairs(row, taken)))
 
 
+def bettered(row: Row, better: str) -> Mined:
+    """Return a row with the answer that a person wrote in the place of the last one, and the preference for it.
+
+    Calls that failed go with the answer, back to the request: what was written answers that.
+    """
+    end = len(row.messages)
+    last = row.messages[-1] if end else None
+    if row.meta.get("failed") or last is None or last.role != "assistant" or last.tool_calls:
+        last = None
+        end = max((place for place, message in enumerate(row.messages) if message.role == "user"), default=-1) + 1
+        if end < len(row.messages) and row.messages[end].role == "assistant":
+            last = row.messages[end]
+    else:
+        end -= 1
+    prompt, right = row.messages[:end], Message("assistant", better)
+    meta = {key: value for key, value in row.meta.items() if key not in ("failed", "better")} | {"bettered": True}
+    made = msgspec.structs.replace(row, messages=(*prompt, right), outcome="good", meta=meta)
+    if last is None or last == right or not prompt:
+        return Mined(made)
+    return Mined(made, (pair_of(row, prompt, (right,), (last,), {"mined": "bettered"}),))
+
+
 def _steps(messages: tuple[Message, ...], start: int, end: int, failed: frozenset[int]) -> list[_Step] | None:
     """Return the turns with their results; None where calls and results do not match."""
     steps: list[_Step] = []

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
+from loopbox_trainer.errors import TrainerError
 from loopbox_trainer.rows import RowError
 from loopbox_trainer.sources import Record, Room, read_records
-from loopbox_trainer.unfit import UnfitError
 
 #: BFCL's slices of one turn in languages with JSON types; several turns need its own simulated tools.
 BFCL_SLICES: Final = (
@@ -39,7 +39,7 @@ _NOTHING: Final = object()
 
 
 def read_bfcl(folder: Path, room: Room) -> Iterator[Record]:
-    """Yield BFCL's rows with the first answer that it accepts. folder: bfcl_eval/data. Raises UnfitError."""
+    """Yield BFCL's rows with the first answer that it accepts. folder: bfcl_eval/data. Raises TrainerError."""
     found = 0
     number = 0
     for name in BFCL_SLICES:
@@ -61,14 +61,14 @@ def read_bfcl(folder: Path, room: Room) -> Iterator[Record]:
             if made is not None:
                 yield Record(number, value=made)
     if not found:
-        raise UnfitError("no_source", f"{folder.name} holds no file of BFCL. Give the folder bfcl_eval/data.")
+        raise TrainerError("no_source", f"{folder.name} holds no file of BFCL. Give the folder bfcl_eval/data.")
 
 
 def read_grade_school_math(folder: Path, room: Room) -> Iterator[Record]:
-    """Yield grade-school-math's rows; those of its test file are held out. Raises UnfitError."""
+    """Yield grade-school-math's rows; those of its test file are held out. Raises TrainerError."""
     places = [path for part in ("train", "test") for path in sorted(folder.rglob(f"{part}.jsonl"))[:1]]
     if not places:
-        raise UnfitError("no_source", f"{folder.name} holds neither train.jsonl nor test.jsonl.")
+        raise TrainerError("no_source", f"{folder.name} holds neither train.jsonl nor test.jsonl.")
     number = 0
     for path in places:
         for record in read_records(path, room):

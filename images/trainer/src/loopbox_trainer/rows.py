@@ -111,6 +111,15 @@ def parse_row(line: bytes) -> Row:
     return check_row(row)
 
 
+def row_of(value: object) -> Row:
+    """Return a value that was parsed already as a row. Raises RowError: not_a_row, and what `check_row` raises."""
+    try:
+        row = msgspec.convert(value, Row)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise RowError("not_a_row", str(error)) from error
+    return check_row(row)
+
+
 def parse_pair(line: bytes) -> Pair:
     """Return a line as a preference pair. Raises RowError."""
     try:

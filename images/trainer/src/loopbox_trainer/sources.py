@@ -12,8 +12,8 @@ from typing import IO, Any, Final, cast
 
 import msgspec
 
+from loopbox_trainer.errors import TrainerError
 from loopbox_trainer.rows import MOST_ROW_BYTES, RowError
-from loopbox_trainer.unfit import UnfitError
 
 MOST_LIST_BYTES: Final = 64 << 20  #: of a file that is one JSON list, which is read whole
 _MOST_LINE: Final = 64 << 20  #: of a dump of the agent
@@ -45,31 +45,33 @@ class Room:
         self._until = self.clock() + self.seconds
 
     def take(self, size: int) -> None:
-        """Count a record of a size in bytes. Raises UnfitError: too_many_rows, too_many_bytes, too_slow."""
+        """Count a record of a size in bytes. Raises TrainerError: too_many_rows, too_many_bytes, too_slow."""
         self.rows -= 1
         self.bytes -= size
         if self.rows < 0:
-            raise UnfitError("too_many_rows", "The sources hold more rows than most_rows. Nothing was written.")
+            raise TrainerError("too_many_rows", "The sources hold more rows than most_rows. Nothing was written.")
         if self.bytes < 0:
-            raise UnfitError("too_many_bytes", "The sources hold more bytes than most_bytes. Nothing was written.")
+            raise TrainerError("too_many_bytes", "The sources hold more bytes than most_bytes. Nothing was written.")
         self.check_time()
 
     def check_time(self) -> None:
-        """Raise UnfitError when the time is over."""
+        """Raise TrainerError when the time is over."""
         if self.clock() > self._until:
-            raise UnfitError("too_slow", f"It takes more than {self.seconds:g} s (most_seconds). Nothing was written.")
+            raise TrainerError(
+                "too_slow", f"It takes more than {self.seconds:g} s (most_seconds). Nothing was written."
+            )
 
 
 def locate(root: Path, place: str) -> Path:
-    """Return a file or folder below a root. Raises UnfitError: no_source."""
+    """Return a file or folder below a root. Raises TrainerError: no_source."""
     path = (root / place).resolve()
     if not path.is_relative_to(root.resolve()) or not path.exists():
-        raise UnfitError("no_source", f"There is no {place} among the data sets. Ingest it first.")
+        raise TrainerError("no_source", f"There is no {place} among the data sets. Ingest it first.")
     return path
 
 
 def read_records(path: Path, room: Room) -> Iterator[Record]:
-    """Yield a file's records. Raises UnfitError: unreadable, and when a limit is passed."""
+    """Yield a file's records. Raises TrainerError: unreadable, and when a limit is passed."""
     try:
         if path.suffix.lower() in _PARQUET:
             yield from _parquet(path, room)
@@ -77,7 +79,7 @@ def read_records(path: Path, room: Room) -> Iterator[Record]:
             with _opened(path) as file:
                 yield from _records(file, path, room)
     except (OSError, EOFError, zlib.error) as error:
-        raise UnfitError("unreadable", f"{path.name} cannot be read: {error}. Nothing was written.") from error
+        raise TrainerError("unreadable", f"{path.name} cannot be read: {error}. Nothing was written.") from error
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -113,13 +115,13 @@ def _records(file: IO[bytes], path: Path, room: Room) -> Iterator[Record]:
 def _listed(file: IO[bytes], path: Path, room: Room) -> Iterator[Record]:
     text = file.read(MOST_LIST_BYTES + 1)
     if len(text) > MOST_LIST_BYTES:
-        raise UnfitError(
+        raise TrainerError(
             "unreadable", f"{path.name} is one JSON list of more than {MOST_LIST_BYTES:,} bytes; use lines."
         )
     try:
         values = msgspec.json.decode(text, type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise UnfitError("unreadable", f"{path.name} is no JSON list: {error}. Nothing was written.") from error
+        raise TrainerError("unreadable", f"{path.name} is no JSON list: {error}. Nothing was written.") from error
     for number, value in enumerate(values, 1):
         line = bytes(value)
         room.take(len(line))
@@ -142,11 +144,11 @@ def _parquet(path: Path, room: Room) -> Iterator[Record]:
                     room.take(each)
                     yield Record(number, value=value)
     except ArrowException as error:
-        raise UnfitError("unreadable", f"{path.name} is no Parquet file: {error}. Nothing was written.") from error
+        raise TrainerError("unreadable", f"{path.name} is no Parquet file: {error}. Nothing was written.") from error
 
 
 def read_packed_lines(path: Path, room: Room) -> Iterator[bytes]:
-    """Yield the lines of a file of which few are records; each counts in bytes only. Raises UnfitError: unreadable."""
+    """Yield the lines of a file of which few are records; each counts in bytes. Raises TrainerError: unreadable."""
     try:
         with _opened(path) as file:
             while line := file.readline(_MOST_LINE):
@@ -154,4 +156,4 @@ def read_packed_lines(path: Path, room: Room) -> Iterator[bytes]:
                 room.take(len(line))
                 yield line
     except (OSError, EOFError, zlib.error) as error:
-        raise UnfitError("unreadable", f"{path.name} cannot be read: {error}. Nothing was written.") from error
+        raise TrainerError("unreadable", f"{path.name} cannot be read: {error}. Nothing was written.") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -15,7 +14,7 @@ from loopbox_trainer.fit import Toolset, Toolsets
 from loopbox_trainer.gather import Gathered, Kept, Role
 from loopbox_trainer.hints import hinted, kind_of
 from loopbox_trainer.masking import Masker
-from loopbox_trainer.mining import failed_results, mine, pair_of
+from loopbox_trainer.mining import bettered, failed_results, mine, pair_of
 from loopbox_trainer.normalise import normalise
 from loopbox_trainer.quality import Bounds, unworthy
 from loopbox_trainer.rejects import Rejects
@@ -30,6 +29,7 @@ from loopbox_trainer.rows import (
     encode,
     parse_json,
     parse_row,
+    row_of,
 )
 from loopbox_trainer.sources import Record
 
@@ -49,6 +49,7 @@ class Settings:
 
     bounds: Bounds
     outcomes: frozenset[str]
+    most_bytes: int  #: kept
     tools: tuple[Tool, ...] = ()  #: on offer for records that do not say
 
 
@@ -58,7 +59,7 @@ class Stream:
 
     settings: Settings
     masker: Masker = field(default_factory=Masker)
-    gathered: Gathered = field(default_factory=Gathered)
+    gathered: Gathered = field(init=False)
     read: Step = field(default_factory=lambda: Step("read"))
     mask: Step = field(default_factory=lambda: Step("mask"))
     mine: Step = field(default_factory=lambda: Step("mine"))
@@ -70,6 +71,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         self.rejects = Rejects(self.masker.text)
+        self.gathered = Gathered(self.settings.most_bytes)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -114,11 +116,13 @@ class Stream:
             self.rejects.add(source.name, number, step.name, error, row.messages)
 
     def _row(self, source: SourceSpec, record: Record) -> Row:
-        value = parse_json(record.line) if record.line else record.value
-        if source.form == "row" or (source.form == "auto" and isinstance(value, dict) and value.keys() >= _OWN):
-            row = parse_row(record.line or _line(value))
+        if source.form == "row" and record.line:
+            row = parse_row(record.line)
         else:
-            row = normalise(value, _FORMS.get(source.form, source.form), tools=self.settings.tools)
+            value = parse_json(record.line) if record.line else record.value
+            own = source.form == "row" or (source.form == "auto" and isinstance(value, dict) and value.keys() >= _OWN)
+            form = _FORMS.get(source.form, source.form)
+            row = row_of(value) if own else normalise(value, form, tools=self.settings.tools)
         conversation = row.conversation or str(record.number)
         if not conversation.startswith(_GLOBAL):
             conversation = f"{source.name}/{conversation}"
@@ -126,14 +130,18 @@ class Stream:
 
     def _mined(self, row: Row) -> tuple[Row, tuple[Pair, ...]]:
         failed = failed_results(row)
-        if not failed:
-            return row, ()
-        mined = mine(row, failed)
-        if mined.row is None:
-            self.mine.noted["uncorrected"] += 1
-            return msgspec.structs.replace(row, meta={**row.meta, "failed": list(failed)}), ()
-        self.mine.noted["corrected"] += 1
-        return mined.row, mined.pairs
+        pairs: tuple[Pair, ...] = ()
+        if failed:
+            mined = mine(row, failed)
+            pairs = mined.pairs
+            self.mine.noted["uncorrected" if mined.row is None else "corrected"] += 1
+            row = mined.row or msgspec.structs.replace(row, meta={**row.meta, "failed": list(failed)})
+        better = row.meta.get("better")
+        if isinstance(better, str):
+            self.mine.noted["bettered"] += 1
+            mined = bettered(row, better)
+            return mined.row or row, (*pairs, *mined.pairs)
+        return row, pairs
 
     def _judged(self, source: SourceSpec, number: int, row: Row) -> None:
         toolset = self._toolsets.of(row.tools)
@@ -214,10 +222,3 @@ def _first_answer(messages: tuple[Message, ...]) -> int:
 
 def _prompt(messages: tuple[Message, ...]) -> bytes:
     return hashlib.sha256(canonical(messages[: _first_answer(messages)])).digest()[:16]
-
-
-def _line(value: Any) -> bytes:  # Any: JSON
-    try:
-        return msgspec.json.encode(value)
-    except (TypeError, UnicodeError, RecursionError, msgspec.MsgspecError) as error:
-        raise RowError("not_text", str(error)) from error

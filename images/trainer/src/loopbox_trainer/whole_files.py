@@ -1,4 +1,4 @@
-"""whole_files: owns writing files and folders whole or not at all, and their hashes."""
+"""whole_files: owns writing a folder of files whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from loopbox_trainer.files import sync_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +36,6 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> Written:
     return Written(digest.hexdigest(), size, count)
 
 
-def write_whole(path: Path, text: bytes) -> None:
-    """Replace a file. Raises OSError; then the old one is there as it was."""
-    draft = path.with_name(f".{path.name}.new")
-    try:
-        with draft.open("wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
 def fresh_folder(path: Path) -> Path:
     """Return an empty folder; what was there goes."""
     shutil.rmtree(path, ignore_errors=True)
@@ -65,18 +53,3 @@ def publish_folder(draft: Path, path: Path) -> None:
     draft.rename(path)
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's hash. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

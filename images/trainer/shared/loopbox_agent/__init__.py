@@ -1,0 +1,1 @@
+../../../agent/src/loopbox_agent/__init__.py

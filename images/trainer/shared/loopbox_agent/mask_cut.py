@@ -1,0 +1,1 @@
+../../../agent/src/loopbox_agent/mask_cut.py
