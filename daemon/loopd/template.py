@@ -54,6 +54,8 @@ _CALL_AS_JSON: Final = (
     '{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", "parameters": {{ .Function.Arguments }}}{{ end }}'
 )
 
+#: The engine takes the first text below `if .ToolCalls` for the mark of a call in an answer, and gives up at an `if`
+#: before it; so what parts the calls comes after each.
 _CHATML: Final = (
     """{{- if or .System .Tools }}<|im_start|>system
 {{ if .System }}{{ .System }}{{ end }}
@@ -70,12 +72,13 @@ _CHATML: Final = (
 {{ .Content }}<|im_end|>
 {{ else if eq .Role "assistant" }}<|im_start|>assistant
 %(thought)s{{ .Content }}
-{{- if .ToolCalls }}{{ if .Content }}
-{{ end }}
-{{- range $n, $call := .ToolCalls }}{{ if $n }}
-{{ end }}<tool_call>
+{{- if .Content }}{{ with .ToolCalls }}
+{{ end }}{{ end }}
+{{- $calls := .ToolCalls }}
+{{- if .ToolCalls }}{{ range $n, $call := $calls }}<tool_call>
 {"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}
-</tool_call>{{ end }}
+</tool_call>{{ if gt (len (slice $calls $n)) 1 }}
+{{ end }}{{ end }}
 {{- end }}{{ if not $last }}<|im_end|>
 {{ end }}
 {{- else if eq .Role "tool" }}<|im_start|>user

@@ -122,3 +122,4 @@ def test_what_is_learnt_stands_between_two_of_the_engines_prompts(engine: Engine
             continue
         asked = engine.rendered(body(said[:place], [tool]))
         assert text.startswith(asked + answer_text(message) + STOP[0])
+

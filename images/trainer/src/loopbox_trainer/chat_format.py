@@ -55,12 +55,13 @@ TEMPLATE: Final = (
 {{ .Content }}<|im_end|>
 {{ else if eq .Role "assistant" }}<|im_start|>assistant
 {{ .Content }}
-{{- if .ToolCalls }}{{ if .Content }}
-{{ end }}
-{{- range $n, $call := .ToolCalls }}{{ if $n }}
-{{ end }}<tool_call>
+{{- if .Content }}{{ with .ToolCalls }}
+{{ end }}{{ end }}
+{{- $calls := .ToolCalls }}
+{{- if .ToolCalls }}{{ range $n, $call := $calls }}<tool_call>
 {"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}
-</tool_call>{{ end }}
+</tool_call>{{ if gt (len (slice $calls $n)) 1 }}
+{{ end }}{{ end }}
 {{- end }}{{ if not $last }}<|im_end|>
 {{ end }}
 {{- else if eq .Role "tool" }}<|im_start|>user
