@@ -47,6 +47,7 @@ class Job:
     kind: Kind
     status: Status
     cause: str  #: who or what asked for it
+    name: str  #: what comes of it is called so
     spec: Mapping[str, JsonValue]  #: as the trainer reads it
     starts: int = 0  #: of its container
     stopping: str = ""  #: why it is to end; '': it is not
@@ -70,7 +71,7 @@ class Jobs:
         self._database = database
         self._ledger = ledger
 
-    async def add(self, kind: Kind, spec: Mapping[str, JsonValue], cause: str) -> Job:
+    async def add(self, kind: Kind, name: str, spec: Mapping[str, JsonValue], cause: str) -> Job:
         """Put a job into the queue. Raises QueueFullError."""
         job_id = f"job-{secrets.token_hex(6)}"
         async with self._database.transaction():
@@ -78,8 +79,8 @@ class Jobs:
             if row and row["n"] >= MOST_QUEUED:
                 raise QueueFullError(f"{MOST_QUEUED} jobs wait already; nothing was added. Cancel some of them first.")
             await self._database.execute(
-                "INSERT INTO jobs (id, kind, status, cause, spec, created_at) VALUES (?,?,'queued',?,?,?)",
-                (job_id, kind, cause, json.dumps(spec, sort_keys=True), now()),
+                "INSERT INTO jobs (id, kind, status, cause, name, spec, created_at) VALUES (?,?,'queued',?,?,?,?)",
+                (job_id, kind, cause, name, json.dumps(spec, sort_keys=True), now()),
             )
             await self._ledger.append("job.queued", job_id, cause, kind=kind)
         return await self.get(job_id)
@@ -166,6 +167,7 @@ def _job(row: sqlite3.Row) -> Job:
         kind=row["kind"],
         status=row["status"],
         cause=row["cause"],
+        name=row["name"],
         spec=json.loads(row["spec"]),
         starts=row["starts"],
         stopping=row["stopping"],

@@ -36,6 +36,7 @@ LOOK_S = 30.0  # between two looks without an event
 RETRY_S = 2.0
 MOST_RESULT_BYTES = 256 << 10
 MOST_LINE_BYTES = 64 << 10  # of one event
+CURATED = ("train.jsonl", "valid.jsonl", "test.jsonl", "pairs.jsonl", "rejected.jsonl")
 MOST_EVENTS = 1000  # read at once
 
 log = structlog.get_logger("loopd.trainer")
@@ -84,11 +85,11 @@ class Trainer:
     ended: Callable[[Job], object] = lambda _: None  #: told of each job that ended
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def submit(self, kind: Kind, spec: Mapping[str, JsonValue], cause: str) -> Job:
+    async def submit(self, kind: Kind, name: str, spec: Mapping[str, JsonValue], cause: str) -> Job:
         """Put a job into the queue. Raises NoTrainerError, QueueFullError."""
         if self.image is None:
             raise NoTrainerError("this host has no trainer image; nothing was queued: `loopctl images build --trainer`")
-        job = await self.jobs.add(kind, spec, cause)
+        job = await self.jobs.add(kind, name, spec, cause)
         self._wake.set()
         return job
 
@@ -148,8 +149,7 @@ class Trainer:
                 if unit_of(job.id) in seen:
                     await self.engine.remove(unit_of(job.id), grace_s=0)
                 if result.status == "done":
-                    name = f"{job.spec.get('name', 'trained')}-{job.id.removeprefix('job-')}"
-                    handed = await asyncio.to_thread(hand_on, self.work(job.id) / "out", self.layout.incoming, name)
+                    handed = await asyncio.to_thread(self._hand_on, job)
                     log.info("job.handed_on", job=job.id, files=handed)
                 await self.jobs.finish(
                     job, result.status, code=result.code, reason=result.message, figures=result.figures
@@ -187,6 +187,12 @@ class Trainer:
         """Return the folder that a job's container writes to."""
         return self.layout.jobs / job_id / "work"
 
+    def _hand_on(self, job: Job) -> list[str]:
+        out = self.work(job.id) / "out"
+        if job.kind == "curate":
+            return hand_data(out, self.layout.datasets / job.name)
+        return hand_model(out, self.layout.incoming, f"{job.name}-{job.id.removeprefix('job-')}")
+
     def _trim(self, kept: list[str]) -> None:
         """Remove the folders of jobs that nobody lists any more."""
         with contextlib.suppress(OSError):
@@ -205,7 +211,7 @@ class Trainer:
             await asyncio.sleep(RETRY_S)
 
 
-def hand_on(out: Path, incoming: Path, name: str) -> list[str]:
+def hand_model(out: Path, incoming: Path, name: str) -> list[str]:
     """Move what a job made into the model directory, its sidecar first, and return the names. Blocks. Raises OSError.
 
     May be done again: what was moved before is not there any more.
@@ -220,6 +226,22 @@ def hand_on(out: Path, incoming: Path, name: str) -> list[str]:
                 own(source, 0)
                 source.replace(incoming / f"{name}{suffix}")
                 handed.append(f"{name}{suffix}")
+    return handed
+
+
+def hand_data(out: Path, folder: Path) -> list[str]:
+    """Move curated data into its data set, the manifest last, and return the names. Blocks. Raises OSError."""
+    handed: list[str] = []
+    if out.is_symlink() or not out.is_dir():
+        return handed
+    folder.mkdir(mode=0o755, exist_ok=True)
+    for name in (*CURATED, "manifest.json"):
+        source = out / name
+        if source.is_file() and not source.is_symlink():
+            own(source, 0)
+            source.chmod(0o644)
+            source.replace(folder / name)
+            handed.append(name)
     return handed
 
 

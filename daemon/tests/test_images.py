@@ -31,7 +31,7 @@ from loopd.images import (
     save_images,
 )
 
-IMAGES = ("base", "gateway", "ollama", "agent", "toolrunner", "egress", "browser")
+IMAGES = ("base", "gateway", "ollama", "agent", "toolrunner", "egress", "trainer", "browser")
 TAGS = {name: f"loopbox/{name}:0123456789ab" for name in IMAGES}
 CPUINFO = "processor\t: 0\nmodel name\t: Brand One\nflags\t\t: avx2 fma\ncpu MHz\t: 2100\n\nprocessor\t: 1\n"
 
@@ -57,7 +57,7 @@ def folder(root: Path, name: str, dockerfile: str = "FROM debian:bookworm-slim\n
 def appliance(root: Path) -> Path:
     folder(root, "base")
     folder(root, "ollama")
-    for name in ("gateway", "agent", "toolrunner", "egress"):
+    for name in ("gateway", "agent", "toolrunner", "egress", "trainer"):
         folder(root, name, "ARG BASE=loopbox/base:dev\nFROM ${BASE}\n")
     folder(root, "browser", "ARG BASE=loopbox/toolrunner:dev\nFROM ${BASE}\n")
     return root
@@ -119,6 +119,7 @@ def test_a_change_of_the_base_changes_every_tag_on_it_and_no_other(tmp_path: Pat
         "agent",
         "toolrunner",
         "egress",
+        "trainer",
         "browser",
     }
 

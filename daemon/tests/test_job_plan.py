@@ -19,7 +19,14 @@ DONE = Result(status="done", figures={"loss": 0.5})
 
 def job(number: int = 1, **changes: object) -> Job:
     made = Job(
-        id=f"job-{number:012x}", kind="train", status="running", cause="test", spec={}, created_at=NOW, started_at=NOW
+        id=f"job-{number:012x}",
+        kind="train",
+        status="running",
+        cause="test",
+        name="mine",
+        spec={},
+        created_at=NOW,
+        started_at=NOW,
     )
     return replace(made, **changes)  # type: ignore[arg-type]  # fields of it
 

@@ -144,6 +144,30 @@ async def test_a_failure_says_what_and_why(rig: Rig) -> None:
     assert "failed: 3 rows fit; 8 are needed. [too_few_rows]" in (await loopctl("train", "watch", job, code=1)).stdout
 
 
+async def test_a_data_set_is_made_of_files_that_were_added(rig: Rig, tmp_path: Path) -> None:
+    assert "nothing yet" in (await loopctl("data", "list")).stdout
+    (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
+    assert "rows.jsonl has" in (await loopctl("data", "add", str(tmp_path / "rows.jsonl"))).stdout
+    await loopctl("data", "add", str(tmp_path / "rows.jsonl"), code=1)  # it is there
+    asked = await loopctl("data", "curate", "mine", "rows.jsonl", "--synthetic", "100", "--seed", "7", "--json")
+    job = str(told(asked.stdout)["id"])
+    await rig.started(f"trainer-{job.removeprefix('job-')}")
+    spec = told((rig.work(job).parent / "spec.json").read_text())
+    assert [source["path"] for source in spec["sources"]] == ["rows.jsonl"]
+    assert (spec["synthetic"], spec["seed"]) == ({"rows": 100, "held_out": 0}, 7)
+    out = rig.work(job) / "out"
+    out.mkdir()
+    for name in ("train.jsonl", "manifest.json", "odd"):
+        (out / name).write_text("{}\n")
+    (rig.work(job) / "result.json").write_text(json.dumps({"status": "done", "figures": {"train": 1}}))
+    rig.engine.die(f"trainer-{job.removeprefix('job-')}", exit_code=0)
+    await loopctl("train", "watch", job)
+    listed = told((await loopctl("data", "list", "--json")).stdout)["files"]
+    assert [one["path"] for one in listed] == ["mine/manifest.json", "mine/train.jsonl", "rows.jsonl"]
+    await loopctl("data", "curate", "mine", code=5)
+    await loopctl("data", "curate", "mine", "../state.db", code=2)
+
+
 async def test_what_cannot_be_is_refused(rig: Rig) -> None:
     refused = (
         (("start", "mine", "rows.jsonl"), 5),  # nothing serves

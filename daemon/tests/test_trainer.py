@@ -57,8 +57,8 @@ def memory(trainer: Trainer) -> InMemoryEngine:
 
 async def test_jobs_run_one_after_the_other(make: Make) -> None:
     trainer = make()
-    first = await trainer.submit("train", {"steps": 3}, "anna asked for it")
-    second = await trainer.submit("curate", {}, "the loop")
+    first = await trainer.submit("train", "mine", {"steps": 3}, "anna asked for it")
+    second = await trainer.submit("curate", "mine", {}, "the loop")
     await trainer.reconcile()
     assert list(memory(trainer).instances) == [unit_of(first.id)]
     spec = trainer.work(first.id).parent / "spec.json"
@@ -74,7 +74,7 @@ async def test_jobs_run_one_after_the_other(make: Make) -> None:
 
 async def test_a_killed_container_goes_on_with_the_same_folder(make: Make) -> None:
     trainer = make()
-    job = await trainer.submit("train", {}, "test")
+    job = await trainer.submit("train", "mine", {}, "test")
     await trainer.reconcile()
     (trainer.work(job.id) / "checkpoint").write_text("7")
     memory(trainer).die(unit_of(job.id), exit_code=137)
@@ -86,9 +86,9 @@ async def test_a_killed_container_goes_on_with_the_same_folder(make: Make) -> No
 
 async def test_stop_and_resume(make: Make) -> None:
     trainer = make()
-    job = await trainer.submit("train", {}, "test")
+    job = await trainer.submit("train", "mine", {}, "test")
     await trainer.reconcile()
-    waiting = await trainer.submit("train", {}, "test")
+    waiting = await trainer.submit("train", "mine", {}, "test")
     assert (await trainer.stop(waiting.id, "anna asked for it")).status == "cancelled"
     await trainer.stop(job.id, "anna asked for it")
     await trainer.reconcile()
@@ -109,19 +109,19 @@ async def test_stop_and_resume(make: Make) -> None:
 
 async def test_what_cannot_be_is_refused(make: Make) -> None:
     with pytest.raises(NoTrainerError):
-        await make(image=None).submit("train", {}, "test")
+        await make(image=None).submit("train", "mine", {}, "test")
     trainer = make()
     with pytest.raises(NotFoundError):
         await trainer.stop("job-000000000000", "test")
     for _ in range(32):
-        await trainer.submit("curate", {}, "test")
+        await trainer.submit("curate", "mine", {}, "test")
     with pytest.raises(QueueFullError):
-        await trainer.submit("curate", {}, "test")
+        await trainer.submit("curate", "mine", {}, "test")
 
 
 async def test_an_image_that_went_away_fails_the_job(make: Make) -> None:
     trainer = make()
-    job = await trainer.submit("train", {}, "test")
+    job = await trainer.submit("train", "mine", {}, "test")
     memory(trainer).images.clear()
     await trainer.reconcile()
     ended = await trainer.jobs.get(job.id)
@@ -132,7 +132,7 @@ async def test_folders_of_old_jobs_go(make: Make) -> None:
     trainer = make()
     made = []
     for _ in range(4):
-        job = await trainer.submit("curate", {}, "test")
+        job = await trainer.submit("curate", "mine", {}, "test")
         made.append(job.id)
         await trainer.reconcile()
         says(trainer, job)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 
 from aiohttp import web
 from pydantic import JsonValue
 
-from loopd.api.schema import JobEventList, JobEventView, JobList, JobView, TrainRequest
+from loopd.api.schema import (
+    CurateRequest,
+    DataList,
+    DataView,
+    JobEventList,
+    JobEventView,
+    JobList,
+    JobView,
+    TrainRequest,
+)
 from loopd.api.web import PRINCIPAL, Endpoint, Query, json_response, read_body, read_query
 from loopd.config import TrainingSettings
 from loopd.errors import ConflictError
@@ -19,8 +29,15 @@ from loopd.release import Release
 from loopd.trainer import MOST_EVENTS, Trainer, read_events
 
 SHOWN = 100
+MOST_FILES = 10_000  # looked at
 AFTER = Query(name="after", description="the number of the last event that is known")
 ID = "/v1/finetune/jobs/{job:job-[0-9a-f]{12}}"
+
+
+class NothingToCurateError(ConflictError):
+    """Nothing was named to make a data set of; nothing was queued."""
+
+    code = "no_source"
 
 
 class NothingToTrainError(ConflictError):
@@ -59,6 +76,23 @@ class JobRoutes:
                 status=201,
                 errors=(404, 409, 503, 507),
             ),
+            Endpoint(
+                method="GET",
+                path="/v1/data",
+                handler=self.list_data,
+                summary="The files that the trainer can read",
+                answer=DataList,
+            ),
+            Endpoint(
+                method="POST",
+                path="/v1/data/curations",
+                handler=self.curate_data,
+                summary="Make a data set of files",
+                body=CurateRequest,
+                answer=JobView,
+                status=201,
+                errors=(409, 503, 507),
+            ),
             Endpoint(method="GET", path=ID, handler=self.get_job, summary="One job", answer=JobView, errors=(404,)),
             Endpoint(
                 method="GET",
@@ -96,8 +130,20 @@ class JobRoutes:
         asked = await read_body(request, TrainRequest)
         base = await self._base(asked.base)
         spec = spec_of(asked, base, self.settings, num_ctx=self.num_ctx)
-        job = await self.trainer.submit("train", spec, f"{request[PRINCIPAL].user} asked for it")
+        job = await self.trainer.submit("train", asked.name, spec, f"{request[PRINCIPAL].user} asked for it")
         return json_response(job_view(job), 201)
+
+    async def list_data(self, _: web.Request) -> web.Response:
+        """List the files there are."""
+        return json_response(await asyncio.to_thread(data_of, self.trainer.layout.datasets))
+
+    async def curate_data(self, request: web.Request) -> web.Response:
+        """Queue a curation."""
+        asked = await read_body(request, CurateRequest)
+        if not asked.sources and not asked.synthetic:
+            raise NothingToCurateError("there is neither a source nor a row to make up; nothing was queued")
+        who = f"{request[PRINCIPAL].user} asked for it"
+        return json_response(job_view(await self.trainer.submit("curate", asked.name, curation_of(asked), who)), 201)
 
     async def get_job(self, request: web.Request) -> web.Response:
         """Show one."""
@@ -164,6 +210,34 @@ def spec_of(asked: TrainRequest, base: Release, settings: TrainingSettings, *, n
     }
 
 
+def curation_of(asked: CurateRequest) -> dict[str, JsonValue]:
+    """Return what the trainer reads (its `CurateSpec`). Pure."""
+    sources: list[JsonValue] = [
+        {
+            "name": f"{place}-{source.path.replace('/', '-')}"[:64],
+            "path": source.path,
+            "form": source.form,
+            "weight": source.weight,
+            "held_out": source.held_out,
+        }
+        for place, source in enumerate(asked.sources)
+    ]
+    made: JsonValue = {"rows": asked.synthetic, "held_out": asked.synthetic_held_out} if asked.synthetic else None
+    return {"sources": sources, "synthetic": made, "seed": asked.seed, "total": asked.total}
+
+
+def data_of(folder: Path) -> DataList:
+    """Return the files in the data folder and one level below. Blocks."""
+    files: list[DataView] = []
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")])[:MOST_FILES]:
+        if path.is_file() and not path.is_symlink():
+            info = path.stat()
+            changed = datetime.fromtimestamp(info.st_mtime, UTC)
+            name = str(path.relative_to(folder))
+            files.append(DataView(path=name, size_bytes=info.st_size, changed_at=changed))
+    return DataList(folder=str(folder), files=files)
+
+
 def job_view(job: Job) -> JobView:
     """Return one as the API shows it."""
     return JobView(
@@ -171,6 +245,7 @@ def job_view(job: Job) -> JobView:
         kind=job.kind,
         status=job.status,
         cause=job.cause,
+        name=job.name,
         spec=dict(job.spec),
         starts=job.starts,
         stopping=job.stopping,

@@ -488,15 +488,68 @@ def _whole(value: object) -> object:
 
 WHOLE = BeforeValidator(_whole)  # 64.0 is a whole number in JSON, too
 
-DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+DataPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")]
+
+
+Form = Literal[
+    "auto",
+    "row",
+    "interaction",
+    "chat",
+    "sharegpt",
+    "instruction",
+    "question",
+    "completion",
+    "dump",
+    "bfcl",
+    "grade_school_math",
+]
+
+
+class SourceRequest(Body):
+    """One file of training/data to make a data set of."""
+
+    path: DataPath
+    form: Literal[
+        "auto", "rows", "interactions", "openai", "sharegpt", "alpaca", "ollama", "dump", "bfcl", "grade_school_math"
+    ] = "auto"
+    weight: Annotated[float, Field(ge=0, le=1000, description="share beside the others")] = 1.0
+    held_out: bool = Field(default=False, description="for the test split alone")
+
+
+class CurateRequest(Body):
+    """Make a data set: one form, no duplicates, no leaks between its splits, with counts of what was left out."""
+
+    name: DataName
+    sources: Annotated[list[SourceRequest], Field(max_length=64)] = []
+    synthetic: Annotated[int, Field(ge=0, le=200_000, description="rows made up over the own tools"), WHOLE] = 0
+    synthetic_held_out: Annotated[int, Field(ge=0, le=20_000), WHOLE] = 0
+    total: Annotated[int, Field(ge=1, le=2_000_000, description="training rows; all if left out"), WHOLE] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31), WHOLE] = 0
+
+
+class DataView(Body):
+    """One file that the trainer can read."""
+
+    path: str
+    size_bytes: int
+    changed_at: datetime
+
+
+class DataList(Body):
+    """What there is to learn from."""
+
+    folder: str
+    files: list[DataView]
 
 
 class TrainRequest(Body):
     """What to train, and how. The figures are the trainer's defaults for a small model."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    train: Annotated[list[DataName], Field(min_length=1, max_length=64, description="files in training/data")]
-    evaluate: Annotated[list[DataName], Field(max_length=64)] = []
+    train: Annotated[list[DataPath], Field(min_length=1, max_length=64, description="files in training/data")]
+    evaluate: Annotated[list[DataPath], Field(max_length=64)] = []
     base: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
         default=None, description="the release to train; the one that serves if left out"
     )
@@ -524,6 +577,7 @@ class JobView(Body):
     kind: Literal["curate", "train", "score"]
     status: Literal["queued", "running", "done", "failed", "cancelled"]
     cause: str = Field(description="who or what asked for it")
+    name: str
     spec: dict[str, JsonValue]
     starts: int = Field(description="of its container")
     stopping: str = Field(description="why it is to end, '' when it is not")

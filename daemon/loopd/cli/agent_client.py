@@ -18,6 +18,7 @@ from loopd.cli.agent_views import (
     ErasedView,
     HeldList,
     HeldView,
+    InteractionList,
     InteractionView,
     MemoryList,
     MemoryView,
@@ -43,6 +44,7 @@ IMPORT_S = 600.0
 SILENCE_S = 60.0  # the agent sends a comment every 15 s
 TEST_S = 120.0  # a server that somebody else runs, and its limits are its own
 HELD_PAGE = 20  # a text that was held back has up to 1 MiB
+LEARN_PAGE = 50  # a run has up to 0.5 MiB
 MOST_PAGES = 500
 STATES = ("waiting", "released", "rejected")
 
@@ -93,6 +95,10 @@ class AgentClient:
         """Say what one was."""
         body = _json(rating=rating, comment=comment or None, better=better or None)
         return self._call("POST", f"{_run(run_id)}/feedback", InteractionView, body=body)
+
+    def interactions(self, *, after: int) -> InteractionList:
+        """List the runs that were kept to learn from, from the one after a number on."""
+        return self._call("GET", f"/agents/interactions?{_query(after=after, limit=LEARN_PAGE)}", InteractionList)
 
     def consent(self) -> ConsentView:
         """Show whether one's runs are kept to learn from."""

@@ -172,11 +172,21 @@ class GoneView(_View):
 class InteractionView(_View):
     """A run that was kept to learn from."""
 
+    number: int = 0
     run_id: str
+    thread_id: str | None = None
+    messages: JsonValue = None
+    tools: JsonValue = None
     outcome: str
     rating: str | None = None
     comment: str = ""
     better: str = ""
+
+
+class InteractionList(_View):
+    """Some of them, oldest first."""
+
+    interactions: list[InteractionView]
 
 
 class ConsentView(_View):

@@ -27,6 +27,8 @@ from loopd.api.schema import (
     ChangeUserRequest,
     CollectRequest,
     CollectView,
+    CurateRequest,
+    DataList,
     EventList,
     EventView,
     ExecRequest,
@@ -144,6 +146,14 @@ class Client:
     def train(self, asked: TrainRequest) -> JobView:
         """Queue a job."""
         return self._call("POST", "/v1/finetune/jobs", JobView, body=asked.model_dump_json().encode())
+
+    def data(self) -> DataList:
+        """List the files that the trainer can read."""
+        return self._call("GET", "/v1/data", DataList)
+
+    def curate(self, asked: CurateRequest) -> JobView:
+        """Queue the making of a data set."""
+        return self._call("POST", "/v1/data/curations", JobView, body=asked.model_dump_json().encode())
 
     def jobs(self) -> list[JobView]:
         """List jobs, newest first."""

@@ -49,7 +49,7 @@ def jobs(incomplete: str) -> Words:
 
     def ask() -> Words:
         with open_client() as client:
-            return [(view.id, f"{view.status} {view.spec.get('name', '')}") for view in client.jobs()]
+            return [(view.id, f"{view.status} {view.name}") for view in client.jobs()]
 
     return _offer(incomplete, ask)
 

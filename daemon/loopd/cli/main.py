@@ -13,6 +13,7 @@ from loopd.cli import (
     ask,
     audit,
     backup,
+    data,
     doctor,
     events,
     execute,
@@ -95,6 +96,7 @@ app.add_typer(people.app, name="people")
 app.command("exec", context_settings={"allow_interspersed_args": False})(execute.execute)
 app.add_typer(releases.app, name="releases")
 app.add_typer(rollouts.app, name="rollouts")
+app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command("events")(events.events)
 app.command("why")(why.why)

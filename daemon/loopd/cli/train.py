@@ -205,7 +205,7 @@ def sheet(views: Sequence[JobView]) -> Sheet:
         (
             Cell(view.id),
             Cell(view.kind),
-            Cell(plain(str(view.spec.get("name", "")))),
+            Cell(view.name),
             Cell(view.status, _MOODS[view.status]),
             Cell(clock(view.created_at)),
             Cell(span((view.ended_at - view.started_at).total_seconds()) if view.ended_at and view.started_at else "-"),
@@ -218,8 +218,7 @@ def sheet(views: Sequence[JobView]) -> Sheet:
 
 def draw(view: JobView, events: Sequence[JobEventView], now: datetime) -> list[Block]:
     """Return the picture of a job: its name, how far it is, its last figures."""
-    name = plain(str(view.spec.get("name", "")))
-    blocks: list[Block] = [Cell(f"{view.kind} {name} ({view.id}); {plain(view.cause)}", _MOODS[view.status])]
+    blocks: list[Block] = [Cell(f"{view.kind} {view.name} ({view.id}); {plain(view.cause)}", _MOODS[view.status])]
     phase = next((event.body.get("phase") for event in reversed(events) if event.body.get("event") == "phase"), None)
     step = next((event.body for event in reversed(events) if event.body.get("event") == "step"), None)
     if view.status == "running" and view.started_at:

@@ -5,6 +5,7 @@ CREATE TABLE jobs (
     kind       TEXT NOT NULL CHECK (kind IN ('curate', 'train', 'score')),
     status     TEXT NOT NULL CHECK (status IN ('queued', 'running', 'done', 'failed', 'cancelled')),
     cause      TEXT NOT NULL,               -- who or what asked for it
+    name       TEXT NOT NULL,               -- what comes of it is called so
     spec       TEXT NOT NULL,               -- JSON, as the trainer reads it
     starts     INTEGER NOT NULL DEFAULT 0,  -- of its container
     stopping   TEXT NOT NULL DEFAULT '',    -- why it is to end; '': it is not
