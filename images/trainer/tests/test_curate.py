@@ -142,6 +142,16 @@ def test_every_form_and_kind_of_file_is_read(places: Places) -> None:
     assert all(len(source["sha256"]) == 64 for source in made["sources"])
 
 
+def test_a_parquet_file_that_unpacks_to_more_than_may_be_is_not_unpacked(places: Places) -> None:
+    table = pa.Table.from_pylist([{"prompt": "x" * 1_000_000, "completion": "y"}])
+    parquet.write_table(table, places.data / "t.parquet")
+    with pytest.raises(TrainerError, match="most_bytes"):
+        run(spec("t.parquet", most_bytes=10_000), places, quiet)
+    (places.data / "u.parquet").write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(TrainerError, match="no Parquet"):
+        run(spec("u.parquet"), places, quiet)
+
+
 def test_of_a_dump_only_what_users_agreed_to_is_read(places: Places) -> None:
     """The conversations in it are everybody's."""
     kept = INTERACTION | {"messages": json.dumps(INTERACTION["messages"]), "tools": json.dumps(OPENAI["tools"])}

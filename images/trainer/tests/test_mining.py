@@ -71,6 +71,8 @@ def test_without_a_correction_there_is_no_row(messages: tuple[Message, ...]) -> 
         "Traceback (most recent call last):\n  x",
         "read_file was not run. path: missing",
         "Error: no",
+        "'a.txt' is not there; list_files shows what is",
+        "old is not in 'a.txt'; read_file shows what is",
         '{"error": "x"}',
     ],
 )

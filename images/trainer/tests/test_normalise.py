@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +23,13 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
+from loopbox_trainer.dedup import MinHash, said
+from loopbox_trainer.fit import Toolsets
 from loopbox_trainer.interactions import outcome_of
+from loopbox_trainer.masking import Masker
+from loopbox_trainer.mining import failed_results
 from loopbox_trainer.normalise import normalise
+from loopbox_trainer.quality import Bounds, unworthy
 from loopbox_trainer.rows import Call, Message, RowError, encode
 
 CALL = Message("assistant", "", (Call("read_file", {"path": "a.txt"}),))
@@ -198,6 +205,38 @@ def test_what_cannot_be_said_here_is_refused_with_its_reason(record: object, rea
     with pytest.raises(RowError) as told:
         normalise(record)
     assert told.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"conversations": [{"from": "gpt", "value": "<tool_call>" * 20_000}]},
+        {"question": "x", "answer": "\n####" + " " * 200_000 + "\n" * 50_000},
+        {"question": "x", "answer": "<<" * 100_000},
+        {"messages": [{"role": "tool", "content": "[stderr] Error " * 15_000}]},
+        {"messages": [{"role": "assistant", "content": '"name":' * 30_000}]},
+        {"messages": [{"role": "assistant", "content": "I'm sorry, I can't " * 10_000}]},
+        {"messages": [{"role": "assistant", "content": "key" * 80_000}]},
+        {"messages": [{"role": "assistant", "content": "A1" * 100_000}]},
+        {"messages": [{"role": "assistant", "content": "I can't " + "help " * 40_000}]},
+        {"messages": [{"role": "assistant", "content": "a/b.c-d:e_" * 20_000}]},
+        {"messages": [{"role": "assistant", "content": "1 2.3-4 " * 30_000}]},
+        {"messages": [{"role": "assistant", "content": "\ufffe<|" * 60_000}]},
+    ],
+)
+def test_no_text_takes_long_to_read(record: dict[str, Any]) -> None:
+    began = time.process_time()
+    try:
+        row = normalise(record)
+    except RowError:
+        pass
+    else:
+        failed_results(row)
+        row = msgspec.structs.replace(row, messages=(Message("user", "x"), *row.messages))
+        unworthy(row, Toolsets().of(row.tools), Bounds(most_characters=1 << 20))
+        Masker().row(row)
+        MinHash().signatures([said(row.messages)])
+    assert time.process_time() - began < 10  # seconds; a pattern that backtracks takes hours
 
 
 json_values = st.recursive(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from pydantic import JsonValue
 from pydantic_ai.messages import ToolCallPart, ToolReturnPart
@@ -62,12 +62,11 @@ class TurnCalls:
                 wrong[call.tool_name] = error
                 words[place] = str(error)
         self._count({call.tool_name for call in calls}, wrong)
-        given: dict[int, str] = {}
+        given: dict[int, Outcome] = {}
 
         async def one(place: int, call: ToolCallPart) -> None:
             assert self.made_by is not None  # noqa: S101 a call of a known tool
-            outcome = await self.made_by.call(known[call.tool_name], call.tool_call_id, call.args_as_dict())
-            given[place] = outcome.text
+            given[place] = await self.made_by.call(known[call.tool_name], call.tool_call_id, call.args_as_dict())
 
         failed: BaseException | None = None
         try:
@@ -82,7 +81,7 @@ class TurnCalls:
         return [
             ToolReturnPart(call.tool_name, words[place], call.tool_call_id, outcome="retried")
             if place in words
-            else ToolReturnPart(call.tool_name, given[place], call.tool_call_id)
+            else _told(call, given[place])
             for place, call in enumerate(calls)
         ]
 
@@ -93,6 +92,12 @@ class TurnCalls:
             self._wrong[name] = self._wrong.get(name, 0) + 1
             if self._wrong[name] >= TRIES:
                 raise error
+
+
+def _told(call: ToolCallPart, outcome: Outcome) -> ToolReturnPart:
+    """Return what the model is told; that a call failed is kept with it, since it is learnt from."""
+    ended: Literal["failed", "success"] = "failed" if outcome.is_error else "success"
+    return ToolReturnPart(call.tool_name, outcome.text, call.tool_call_id, outcome=ended)
 
 
 def _nothing_like(name: str, known: Mapping[str, ToolSpec]) -> ModelOutputInvalidError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ _ROLES: Final[Mapping[str, Role]] = {
     "observation": "tool",
     "function_call": "assistant",
 }
-_CALL_IN_TEXT: Final = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
 def messages_of_chat(record: Record) -> tuple[Message, ...]:
@@ -84,8 +83,8 @@ def conversation_of_turns(turns: Sequence[Record], system: str = "") -> tuple[Me
             calls = tuple(_call(one) for one in _listed(_json(text, "a function_call")))
             made.append(Message("assistant", "", calls))
         elif role == "assistant":
-            calls = tuple(_call(_json(found, "a tool call")) for found in _CALL_IN_TEXT.findall(text))
-            made.append(Message("assistant", _CALL_IN_TEXT.sub("", text).strip() if calls else text, calls))
+            said, found = _cut_calls(text)
+            made.append(Message("assistant", said, tuple(_call(_json(one, "a tool call")) for one in found)))
         elif role == "tool":
             made.append(Message("tool", text, name=called.pop(0) if called else ""))
             continue
@@ -93,6 +92,19 @@ def conversation_of_turns(turns: Sequence[Record], system: str = "") -> tuple[Me
             made.append(Message(role, text))
         called = [call.name for call in made[-1].tool_calls]
     return tuple(made)
+
+
+def _cut_calls(text: str) -> tuple[str, list[str]]:
+    """Return a text without the calls that are written in it, and the calls."""
+    said, *parts = text.split(_OPEN)
+    calls = []
+    for part in parts:
+        call, closed, rest = part.partition(_CLOSE)
+        if not closed:
+            raise RowError("broken_json", "a tool call in text has no end")
+        calls.append(call)
+        said += rest
+    return (said.strip() if calls else text), calls
 
 
 def _body(record: Record) -> Record:

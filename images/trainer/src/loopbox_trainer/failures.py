@@ -13,7 +13,9 @@ _READ: Final = 600
 _AT_END: Final = re.compile(r"\[exit code (?!0\])\d+\]\s*$|\[stderr\][\s\S]*\b(?:Error|not found)\b[^\n]*\s*$")
 _AT_START: Final = re.compile(
     r"\s*(?:\S{1,64} was not run[.:]|There is no tool\b|there is no tool\b|Traceback \(most recent call last\)"
-    r"|(?:\w*Error|\w*Exception)\b[:(]|(?:error|fatal|failed)\s*:|\{\"error\":)",
+    r"|['\"][^'\"\n]{1,300}['\"] (?:is not there|cannot be|lies outside|is a directory;|is no regular|is not text"
+    r"|is not UTF-8)"
+    r"|old is (?:empty;|not in |in )|(?:\w*Error|\w*Exception)\b[:(]|(?:error|fatal|failed)\s*:|\{\"error\":)",
     re.IGNORECASE,
 )
 

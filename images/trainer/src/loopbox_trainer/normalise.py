@@ -17,7 +17,7 @@ Form = Literal["auto", "row", "interaction", "chat", "sharegpt", "instruction", 
 Record = Mapping[str, Any]  # Any: JSON of others
 
 _CALCULATION: Final = re.compile(r"<<[^<>]{0,200}>>")
-_RESULT: Final = re.compile(r"\n####\s*(.{1,100})\s*$")
+_RESULT: Final = re.compile(r"\n#### ?(\S.{0,99})$")
 
 
 def form_of(record: Record) -> Form:
@@ -77,7 +77,7 @@ def _from_instruction(record: Record, tools: tuple[Tool, ...]) -> Row:
 def _from_question(record: Record, tools: tuple[Tool, ...]) -> Row:
     """Take grade-school-math's form too: its notes for a calculator go, the result becomes a sentence."""
     answer = _CALCULATION.sub("", text_of(record, "answer"))
-    return _turn(record, text_of(record, "question"), _RESULT.sub(r"\nThe answer is \1.", answer), tools)
+    return _turn(record, text_of(record, "question"), _RESULT.sub(r"\nThe answer is \1.", answer.rstrip()), tools)
 
 
 def _from_completion(record: Record, tools: tuple[Tool, ...]) -> Row:

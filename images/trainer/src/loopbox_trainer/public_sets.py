@@ -55,7 +55,7 @@ def read_bfcl(folder: Path, room: Room) -> Iterator[Record]:
                 continue
             try:
                 made = _bfcl_row(_value(record), name, answers)
-            except (KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
+            except (KeyError, TypeError, IndexError, AttributeError, StopIteration, RecursionError) as error:
                 yield Record(number, fault=RowError("not_a_row", f"{name}: {type(error).__name__}: {error}"))
                 continue
             if made is not None:

@@ -137,6 +137,9 @@ def _parquet(path: Path, room: Room) -> Iterator[Record]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+            if sum(group.total_byte_size for group in groups) > room.bytes:
+                room.take(room.bytes + 1)
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
                 each = batch.nbytes // max(1, batch.num_rows)
                 for value in batch.to_pylist():
