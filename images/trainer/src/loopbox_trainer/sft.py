@@ -29,6 +29,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 
 from loopbox_trainer import checkpoints
@@ -170,6 +171,7 @@ class Reporter(TrainerCallback):
 def train(run: Run, model: PreTrainedModel, log: EventLog) -> Trained:
     """Train until it is done, stopped early or told to stop. Raises what the libraries raise."""
     spec = run.spec
+    set_seed(spec.steps.seed)  # the adapter's first weights are drawn
     adapted: Any = get_peft_model(model, _lora(spec))  # Any: peft's model has the base's methods, which no type tells
     if run.gradient_checkpointing:
         adapted.enable_input_require_grads()
