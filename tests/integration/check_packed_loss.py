@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from loopbox_trainer.base_model import Numbers, open_model
 from loopbox_trainer.chat_format import IGNORED
 from loopbox_trainer.examples import Example

@@ -23,7 +23,8 @@ from loopd.sidecar import Sidecar
 from tiny_gguf import make_tiny_gguf
 
 pytestmark = pytest.mark.docker
-TOOL: Final = {"name": "f", "description": "F.", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}
+PARAMETERS: Final = {"type": "object", "properties": {"x": {"type": "string"}}}
+TOOL: Final = {"name": "f", "description": "F.", "parameters": PARAMETERS}
 CHECK: Final = Path(__file__).with_name("check_packed_loss.py")
 
 
@@ -39,7 +40,7 @@ class Bench:
         self.model = make_tiny_gguf(self.models / "tiny.gguf", merges=True)
 
     def rows(self, count: int) -> None:
-        said = [
+        said: list[dict[str, Any]] = [  # Any: JSON
             {"role": "user", "content": "say"},
             {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": "y"}}]},
         ]
@@ -60,8 +61,6 @@ class Bench:
 
     def start(self, *command: str, **more: Any) -> Container:  # Any: the library's
         settings: dict[str, Any] = {
-            "entrypoint": None,
-            "detach": True,
             "read_only": True,
             "network_mode": "none",
             "cap_drop": ["ALL"],
@@ -77,8 +76,9 @@ class Bench:
             },
         }
         settings["volumes"] |= more.pop("volumes", {})
-        settings.pop("entrypoint")
-        return self.client.containers.run(built().trainer, list(command), **settings, **more)
+        container = self.client.containers.create(str(built().trainer), list(command), **settings, **more)
+        container.start()
+        return container
 
     def run(self, *command: str, **more: Any) -> tuple[int, str]:  # Any: the library's
         container = self.start(*command, **more)
@@ -147,7 +147,8 @@ def test_a_killed_job_goes_on_to_the_same_end_and_hands_on_what_the_engine_serve
         assert told.template is not None
         merged = name == "model"
         gguf, adapter = (first / "out/model.gguf", None) if merged else (bench.model, first / "out/adapter.gguf")
-        with open_engine(tmp_path / name, Model(gguf, told.template, adapter, {"stop": list(told.stop or ())})) as engine:
+        served = Model(gguf, told.template, adapter, {"stop": list(told.stop or ())})
+        with open_engine(tmp_path / name, served) as engine:
             offered = {"type": "function", "function": TOOL}
             answer = engine.chat(
                 {
@@ -181,7 +182,9 @@ def test_a_job_told_to_stop_keeps_a_checkpoint_and_hands_nothing_on(bench: Bench
     ("rows", "model", "code", "exit_code"),
     [(2, None, "data_too_small", 3), (24, b"GGUF but not really", "base_unfit", 3)],
 )
-def test_what_cannot_be_trained_says_why(bench: Bench, rows: int, model: bytes | None, code: str, exit_code: int) -> None:
+def test_what_cannot_be_trained_says_why(
+    bench: Bench, rows: int, model: bytes | None, code: str, exit_code: int
+) -> None:
     bench.rows(rows)
     bench.spec()
     if model is not None:
