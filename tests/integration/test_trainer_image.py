@@ -25,6 +25,7 @@ from tiny_gguf import make_tiny_gguf
 pytestmark = pytest.mark.docker
 PARAMETERS: Final = {"type": "object", "properties": {"x": {"type": "string"}}}
 TOOL: Final = {"name": "f", "description": "F.", "parameters": PARAMETERS}
+ANSWER: Final = "the sky is blue"  #: in one line: the tiny model has no way to write an end of line
 CHECK: Final = Path(__file__).with_name("check_packed_loss.py")
 
 
@@ -42,7 +43,7 @@ class Bench:
     def rows(self, count: int) -> None:
         said: list[dict[str, Any]] = [  # Any: JSON
             {"role": "user", "content": "say"},
-            {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": "y"}}]},
+            {"role": "assistant", "content": ANSWER},
         ]
         rows = [{"messages": [{**said[0], "content": f"say {n}"}, said[1]], "tools": [TOOL]} for n in range(count)]
         (self.data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -51,9 +52,9 @@ class Bench:
         told = {
             "base": "/models/tiny.gguf",
             "train": ["/data/train.jsonl"],
-            "lora": {"r": 4},
-            "steps": {"tokens": 900, "batch": 1, "epochs": 3, "learning_rate": 0.01},
-            "keeping": {"checkpoint_every": 1},
+            "lora": {"r": 16, "alpha": 16},
+            "steps": {"tokens": 900, "batch": 1, "epochs": 6, "learning_rate": 0.02},
+            "keeping": {"checkpoint_every": 4},
             "handover": {"adapter": True, "model": True},
             **more,
         }
@@ -157,8 +158,7 @@ def test_a_killed_job_goes_on_to_the_same_end_and_hands_on_what_the_engine_serve
                     "options": {"temperature": 0, "num_predict": 120, "num_thread": 1},
                 }
             )
-        (call,) = answer["message"]["tool_calls"]
-        assert (call["function"]["name"], call["function"]["arguments"]) == ("f", {"x": "y"})
+        assert answer["message"]["content"] == ANSWER
 
 
 def test_a_job_told_to_stop_keeps_a_checkpoint_and_hands_nothing_on(bench: Bench) -> None:
