@@ -9,8 +9,8 @@ DEV := .venv-dev/bin
 TEST_HOME := $(CURDIR)/.tools/home
 PYTEST ?=
 COVERAGE ?=
-CODE := daemon images tests bench
-MYPY := daemon/loopd images/agent/src images/toolrunner/src daemon/tests images/agent/tests images/toolrunner/tests images/egress/src images/egress/tests images/browser/src images/browser/tests images/trainer/src images/trainer/tests tests bench
+CODE := daemon images starter tests bench
+MYPY := daemon/loopd images/agent/src images/toolrunner/src daemon/tests images/agent/tests images/toolrunner/tests images/egress/src images/egress/tests images/browser/src images/browser/tests images/trainer/src images/trainer/tests starter tests bench
 
 .PHONY: help
 help: ## Say what there is.
@@ -62,6 +62,11 @@ format: dev ## Rewrite the code in its one style.
 bench: dev ## Measure: BENCH=routing, BENCH=footprint; the last line is one JSON object.
 	@test -f 'bench/$(BENCH).py' || { echo "which? BENCH= one of: $(basename $(notdir $(wildcard bench/*.py)))" >&2; exit 2; }
 	@tools/as-root $(DEV)/python bench/$(BENCH).py </dev/null
+
+.PHONY: starter
+starter: dev ## Train the starter adapter and measure it in the engine; the last line is one JSON object.
+	@LOOPBOX_HOME='$(TEST_HOME)' tools/as-root $(DEV)/loopctl images build --only trainer </dev/null >&2
+	@tools/as-root $(DEV)/python starter/make.py </dev/null
 
 FUZZ_RUNS ?= 50000
 FUZZ_SALT ?= 1

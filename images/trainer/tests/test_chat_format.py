@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from loopbox_trainer.chat_format import (
     END,
     IGNORED,
@@ -77,7 +78,9 @@ def test_calls_that_the_engine_would_lose_are_refused() -> None:
         list(turns([Message("assistant", "a"), Message("assistant", "", (Call("f", {}),))]))
 
 
-@pytest.mark.parametrize("told", [{}, {"role": "assistant", "tool_calls": [{"name": "f"}]}, {"role": "a", "tool_calls": 3}])
+@pytest.mark.parametrize(
+    "told", [{}, {"role": "assistant", "tool_calls": [{"name": "f"}]}, {"role": "a", "tool_calls": 3}]
+)
 def test_a_message_of_another_form_is_refused(told: dict[str, object]) -> None:
     with pytest.raises(UnfitError):
         message_of(told)

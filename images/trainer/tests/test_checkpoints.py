@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from loopbox_trainer import checkpoints
 from loopbox_trainer.errors import TrainerError
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from loopbox_trainer.errors import TrainerError
 from loopbox_trainer.examples import LONGEST_ROW, read_examples
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from loopbox_trainer.__main__ import main
 from loopbox_trainer.errors import ExhaustedError, TrainerError, exhaustion
 from loopbox_trainer.events import EVENTS, RESULT, EventLog, Result
@@ -58,7 +59,9 @@ def test_what_is_no_exhaustion_is_none() -> None:
     assert isinstance(exhaustion(MemoryError()), ExhaustedError)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"base": "relative", "train": ["/data/a"]}', '{"base": "/b", "train": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"base": "relative", "train": ["/data/a"]}', '{"base": "/b", "train": []}']
+)
 def test_a_spec_that_cannot_be_used_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "spec.json").write_text(text)
     with pytest.raises(TrainerError) as caught:

@@ -4,6 +4,7 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from loopbox_trainer.chat_format import IGNORED
 from loopbox_trainer.examples import Example
 from loopbox_trainer.packing import pack

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from gguf import GGMLQuantizationType as Kind
+
 from loopbox_trainer.quantise import kind_of
 
 

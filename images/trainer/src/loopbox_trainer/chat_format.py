@@ -1,4 +1,4 @@
-"""chat_format: owns how a conversation is written for the model: the engine's own text, byte for byte, and what is learnt.
+"""chat_format: owns how a conversation is written for the model, byte for byte as by the engine, and what is learnt.
 
 The serving engine renders its Go template; this module writes the same text in Python, so that nothing is trained
 that is not served. The engine's habits are part of that text: a tool's schema keeps only the keywords it knows,

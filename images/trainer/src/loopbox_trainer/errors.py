@@ -8,7 +8,14 @@ from typing import ClassVar, Final
 UNFIT: Final = 3  #: exit code: the data or the spec cannot be used as they are
 EXHAUSTED: Final = 4  #: exit code: out of memory or disk
 
-_FULL: Final = ("no space left on device", "disk quota exceeded", "errno 28", "pytorchstreamwriter failed writing")
+_FULL: Final = (
+    "no space left on device",
+    "disk quota exceeded",
+    "os error 28",
+    "pytorchstreamwriter failed writing",
+    "iostream error",  # what torch says of a file that it cannot write to its end, and then of its length
+    "inline_container.cc",
+)
 _MEMORY: Final = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc")
 
 

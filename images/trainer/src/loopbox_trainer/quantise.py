@@ -26,7 +26,9 @@ _FALL_BACKS: Final = {Kind.Q4_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}
 _FINER: Final = ("attn_v.weight", "ffn_down.weight")
 
 
-def kind_of(name: str, shape: Sequence[int], mixture: str, block: int, blocks: int, *, tied: bool) -> tuple[Kind, bool]:
+def kind_of(  # noqa: PLR0913 - what the rule depends on
+    name: str, shape: Sequence[int], mixture: str, block: int, blocks: int, *, tied: bool
+) -> tuple[Kind, bool]:
     """Return a tensor's kind, and whether it is a fall-back. Pure.
 
     shape: as the file tells it, a row's length first. tied: the token embeddings are the head, too.
@@ -37,9 +39,11 @@ def kind_of(name: str, shape: Sequence[int], mixture: str, block: int, blocks: i
         return Kind.F16, False
     if mixture == "Q8_0":
         wanted = Kind.Q8_0
-    elif name == "output.weight" or (tied and name == "token_embd.weight"):
-        wanted = Kind.Q6_K
-    elif name.endswith(_FINER) and _more_bits(block, blocks):
+    elif (
+        name == "output.weight"
+        or (tied and name == "token_embd.weight")
+        or (name.endswith(_FINER) and _more_bits(block, blocks))
+    ):
         wanted = Kind.Q6_K
     else:
         wanted = Kind.Q4_K
@@ -61,9 +65,7 @@ def quantise(values: NDArray[np.float32], kind: Kind) -> NDArray[np.generic]:
     rows, columns = values.shape
     length, size = GGML_QUANT_SIZES[kind]
     made = np.empty((rows, columns // length * size), np.uint8)
-    written = _library().ggml_quantize_chunk(
-        int(kind), values.ctypes.data, made.ctypes.data, 0, rows, columns, None
-    )
+    written = _library().ggml_quantize_chunk(int(kind), values.ctypes.data, made.ctypes.data, 0, rows, columns, None)
     if written != made.nbytes:
         raise TrainerError("quantise_failed", f"{kind.name}: {written} bytes, not {made.nbytes}; nothing was handed on")
     return made

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 - callbacks have the library's own signatures
 """sft: owns supervised training of an adapter: one run from its packs to its best checkpoint, from where it stopped.
 
 The library's trainer does the steps, checkpoints and resuming. Ours is what it computes: the loss of the learnt tokens
@@ -29,6 +30,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 
 from loopbox_trainer import checkpoints
@@ -90,7 +92,11 @@ class PackedTrainer(Trainer):
     tokens_learnt = 0
 
     def compute_loss(  # Any: the library's own signature
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None  # noqa: FBT001, FBT002
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Return the mean loss of the learnt tokens, over all batches of the step."""
         labels = inputs["labels"][:, 1:]
@@ -123,7 +129,11 @@ class Reporter(TrainerCallback):
         self.cancelled = True
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any  # Any: the library's
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,  # Any: the library's
     ) -> TrainerControl:
         """Have a checkpoint made before it stops."""
         if self.cancelled:
@@ -159,7 +169,11 @@ class Reporter(TrainerCallback):
         self._tokens, self._at = tokens, now
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any  # Any: the library's
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,  # Any: the library's
     ) -> None:
         """Mark the checkpoint as whole."""
         checkpoint = self._run.job / checkpoints.FOLDER / f"checkpoint-{state.global_step}"
@@ -170,6 +184,7 @@ class Reporter(TrainerCallback):
 def train(run: Run, model: PreTrainedModel, log: EventLog) -> Trained:
     """Train until it is done, stopped early or told to stop. Raises what the libraries raise."""
     spec = run.spec
+    set_seed(spec.steps.seed)  # the adapter's first weights are drawn
     adapted: Any = get_peft_model(model, _lora(spec))  # Any: peft's model has the base's methods, which no type tells
     if run.gradient_checkpointing:
         adapted.enable_input_require_grads()
@@ -234,7 +249,7 @@ class _Packs(torch.utils.data.Dataset[Pack]):
 def _lora(spec: TrainSpec) -> LoraConfig:
     return LoraConfig(
         r=spec.lora.r,
-        lora_alpha=spec.lora.alpha,  # type: ignore[arg-type] # any number will do
+        lora_alpha=spec.lora.alpha,
         lora_dropout=spec.lora.dropout,
         target_modules=list(spec.lora.targets) or "all-linear",
         task_type="CAUSAL_LM",
@@ -242,7 +257,7 @@ def _lora(spec: TrainSpec) -> LoraConfig:
 
 
 def _arguments(run: Run) -> TrainingArguments:
-    spec, steps, keeping = run.spec, run.spec.steps, run.spec.keeping
+    steps, keeping = run.spec.steps, run.spec.keeping
     every = keeping.evaluate_every if run.evaluate else 0
     # The best of what was evaluated must be among what was kept.
     save = math.ceil(keeping.checkpoint_every / every) * every if every else keeping.checkpoint_every
