@@ -36,7 +36,7 @@ LOOK_S = 30.0  # between two looks without an event
 RETRY_S = 2.0
 MOST_RESULT_BYTES = 256 << 10
 MOST_LINE_BYTES = 64 << 10  # of one event
-CURATED = ("train.jsonl", "valid.jsonl", "test.jsonl", "pairs.jsonl", "rejected.jsonl")
+CURATED = ("train.jsonl", "valid.jsonl", "test.jsonl", "pairs.jsonl", "bad.jsonl", "rejected.jsonl")
 MOST_EVENTS = 1000  # read at once
 
 log = structlog.get_logger("loopd.trainer")

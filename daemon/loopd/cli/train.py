@@ -260,7 +260,7 @@ def verdict(view: JobView) -> Cell:
         case "failed":
             return Cell(f"failed: {plain(view.reason)} [{plain(view.code)}]", "bad")
         case "cancelled":
-            return Cell(f"cancelled: {plain(view.reason)}; `loopctl train resume {view.id}` goes on", "off")
+            return Cell(f"cancelled: {plain(view.reason).rstrip('.')}; `loopctl train resume {view.id}` goes on", "off")
         case "queued":
             return Cell("waiting for its turn", "off")
         case _:
