@@ -148,7 +148,7 @@ class Bench:
 
 
 def checkout(root: Path) -> Path:
-    for name in ("base", "ollama", "gateway", "agent", "toolrunner", "egress", "browser"):
+    for name in ("base", "ollama", "gateway", "agent", "toolrunner", "egress", "browser", "trainer"):
         folder = root / "images" / name
         folder.mkdir(parents=True)
         parent = "" if name in {"base", "ollama"} else "ARG BASE=loopbox/base:dev\n"
@@ -388,6 +388,7 @@ def test_only_missing_images_are_built_parents_first_and_the_set_is_written(benc
     recipes = plan_here(bench.host.places.repository, Path("/proc"))
     assert "built base" in host_images.ensure_images(bench.host, bench.engine, recipes, bench.say)
     assert load_images(bench.home) == image_set(recipes)
+    assert load_images(bench.home).trainer not in bench.engine.images, "it is built on demand"
     written = (bench.home / "images.json").stat().st_mtime_ns
     bench.engine.built.clear()
     assert host_images.ensure_images(bench.host, bench.engine, recipes, bench.say) == "7 images, all there"
@@ -744,7 +745,7 @@ def test_one_up_at_a_time(bench: Bench) -> None:
     up.bring_down(bench.host, PLAIN)
 
 
-@pytest.mark.parametrize("only", [None, "gateway"])
+@pytest.mark.parametrize("only", [None, "gateway", "trainer"])
 def test_images_are_built_and_their_tags_written_as_json(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, only: str | None
 ) -> None:
@@ -753,7 +754,8 @@ def test_images_are_built_and_their_tags_written_as_json(
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     tags = json.loads(result.stdout)
-    assert set(tags) == ({"base", "gateway"} if only else set(bench.engine.built))
+    assert set(tags) == ({"base", only} if only else set(bench.engine.built))
+    assert ("trainer" in tags) == (only == "trainer")
     assert set(tags.values()) <= bench.engine.images
     assert not (bench.home / "images.json").exists(), "building changes no instance"
     assert "[ 3/3] images" in result.stderr

@@ -31,7 +31,7 @@ from loopd.images import (
     save_images,
 )
 
-IMAGES = ("base", "gateway", "ollama", "agent", "toolrunner", "egress", "trainer", "browser")
+IMAGES = ("base", "gateway", "ollama", "agent", "toolrunner", "egress", "browser", "trainer")
 TAGS = {name: f"loopbox/{name}:0123456789ab" for name in IMAGES}
 CPUINFO = "processor\t: 0\nmodel name\t: Brand One\nflags\t\t: avx2 fma\ncpu MHz\t: 2100\n\nprocessor\t: 1\n"
 

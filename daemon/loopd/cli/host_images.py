@@ -28,16 +28,11 @@ def ensure_base(host: Host, engine: ContainerHost, say: Say) -> str:
     return f"{DEBIAN} made"
 
 
-def ensure_built(
-    engine: ContainerHost, recipes: tuple[Recipe, ...], say: Say, *, asked: str | None = None
-) -> tuple[str, ...]:
-    """Build what is missing, parents first; return the names built. Raises BuildError.
-
-    asked: the image asked for by name; of those that are built on demand, no other is.
-    """
+def ensure_built(engine: ContainerHost, recipes: tuple[Recipe, ...], say: Say) -> tuple[str, ...]:
+    """Build what is missing, parents first; return the names built. Raises BuildError."""
     built = []
     for number, recipe in enumerate(recipes, 1):
-        if engine.has(recipe.tag) or (recipe.name in ON_DEMAND and recipe.name != asked):
+        if engine.has(recipe.tag):
             continue
         title = f"{recipe.name} ({number} of {len(recipes)})"
         say(f"{title}: building")
@@ -51,8 +46,12 @@ def _titled(say: Say, title: str) -> Say:
 
 
 def ensure_images(host: Host, engine: ContainerHost, recipes: tuple[Recipe, ...], say: Say) -> str:
-    """Build what is missing and write which images loopd shall use. Raises BuildError, HostError."""
-    built = ensure_built(engine, recipes, say)
+    """Build what is missing and write which images loopd shall use. Raises BuildError, HostError.
+
+    Those on demand are told, too, so that loopd knows them as soon as somebody has built them.
+    """
+    needed = tuple(recipe for recipe in recipes if recipe.name not in ON_DEMAND)
+    built = ensure_built(engine, needed, say)
     wanted = image_set(recipes)
     try:
         known = load_images(host.settings.home) == wanted
@@ -60,7 +59,7 @@ def ensure_images(host: Host, engine: ContainerHost, recipes: tuple[Recipe, ...]
         known = False
     if not known:
         save_images(host.settings.home, wanted)
-    return tell(built, recipes)
+    return tell(built, needed)
 
 
 def tell(built: tuple[str, ...], recipes: tuple[Recipe, ...]) -> str:

@@ -167,9 +167,9 @@ def build_images(host: Host, screen: Screen, *, only: str | None, portable: bool
     from loopd.cli import host_engine, host_images  # noqa: PLC0415 see the top
     from loopd.cli.host_parts import sole  # noqa: PLC0415 see the top
     from loopd.cli.host_progress import Aside, Progress  # noqa: PLC0415 see the top
-    from loopd.images import NAMES, plan_here  # noqa: PLC0415 see the top
+    from loopd.images import NAMES, ON_DEMAND, plan_here  # noqa: PLC0415 see the top
 
-    names = (only,) if only else NAMES
+    names = (only,) if only else tuple(name for name in NAMES if name not in ON_DEMAND)
     recipes = plan_here(host.places.repository, host.places.proc, names=names, portable=portable)
     progress = Progress(Aside(fancy=False, terminal=False) if json else screen, BUILD_STEPS)
     with sole(host.settings.home):
@@ -177,8 +177,7 @@ def build_images(host: Host, screen: Screen, *, only: str | None, portable: bool
         with host.open_engine() as engine:
             progress.step("base image", lambda say: host_images.ensure_base(host, engine, say))
             progress.step(
-                "images",
-                lambda say: host_images.tell(host_images.ensure_built(engine, recipes, say, asked=only), recipes),
+                "images", lambda say: host_images.tell(host_images.ensure_built(engine, recipes, say), recipes)
             )
     tags = {recipe.name: recipe.tag for recipe in recipes}
     screen.write(dumps(tags) + "\n" if json else "".join(f"{tag}\n" for tag in tags.values()))

@@ -206,7 +206,7 @@ def train(run: Run, model: PreTrainedModel, log: EventLog) -> Trained:
     if before is not None:
         log.tell("phase", phase="resume", checkpoint=before.name)
     old = signal.signal(signal.SIGTERM, reporter.stop)
-    started = time.monotonic()
+    started, processor = time.monotonic(), time.process_time()
     try:
         with _attention(run.numbers):
             told = trainer.train(resume_from_checkpoint=str(before) if before else None)
@@ -226,6 +226,7 @@ def train(run: Run, model: PreTrainedModel, log: EventLog) -> Trained:
             "last_loss": losses[-1] if losses else None,
             "best_eval_loss": state.best_metric,
             "train_seconds": round(seconds, 3),
+            "train_cpu_seconds": round(time.process_time() - processor, 3),
             "train_minutes": round(seconds / 60, 3),
             "tokens": trainer.tokens_read,
             "tokens_learnt": trainer.tokens_learnt,
