@@ -36,7 +36,7 @@ class Bench:
         self.job, self.data, self.models = place / "job", place / "data", place / "models"
         for folder in (self.job, self.data, self.models):
             folder.mkdir()
-        os.chown(self.job, 10005, 10005)
+        os.chown(self.job, 10006, 10006)
         self.client = client
         self.model = make_tiny_gguf(self.models / "tiny.gguf", merges=True)
 
@@ -124,7 +124,7 @@ def test_a_killed_job_goes_on_to_the_same_end_and_hands_on_what_the_engine_serve
 
     first, bench.job = bench.job, tmp_path / "again"
     bench.job.mkdir()
-    os.chown(bench.job, 10005, 10005)
+    os.chown(bench.job, 10006, 10006)
     bench.spec()
     container = bench.start("train")
     try:
@@ -198,7 +198,7 @@ def test_a_full_disk_is_told_and_nothing_is_handed_on(bench: Bench) -> None:
     bench.rows(24)
     bench.spec()
     small = bench.client.volumes.create(
-        driver="local", driver_opts={"type": "tmpfs", "device": "tmpfs", "o": "size=256k,uid=10005"}
+        driver="local", driver_opts={"type": "tmpfs", "device": "tmpfs", "o": "size=256k,uid=10006"}
     )
     try:
         # Checkpoints go to a file system that holds none.
