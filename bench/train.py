@@ -25,7 +25,7 @@ from dataset import training_rows  # noqa: E402
 from embedded import embedded_model  # noqa: E402
 
 ROWS = int(os.environ.get("ROWS", "60"))
-USER = 10005  # the trainer's
+USER = 10006  # the trainer's
 STEPS = {"tokens": 1536, "learning_rate": 0.002}
 
 
