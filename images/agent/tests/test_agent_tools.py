@@ -173,6 +173,14 @@ async def test_an_engine_that_is_away_for_a_moment_is_asked_again(agent: Agent, 
     assert (await agent.run()).json()["output"] == "back"
 
 
+async def test_what_is_masked_in_words_is_masked_in_a_structured_answer(agent: Agent, engine: StubEngine) -> None:
+    schema = {"type": "object", "properties": {"mail": {"type": "string"}}, "required": ["mail"]}
+    engine.scripts = [says('{"mail": "anna.smith@example.org"}')]
+    answer = (await agent.run(output_schema=schema)).json()
+    assert "anna.smith" not in json.dumps(answer)
+    assert set(answer["structured"]) == {"mail"}
+
+
 async def test_an_answer_under_a_schema_is_checked_and_repaired_once(agent: Agent, engine: StubEngine) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     engine.scripts = [says('{"n": "many"}'), says('{"n": 3}')]

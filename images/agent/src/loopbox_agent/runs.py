@@ -325,7 +325,8 @@ class AgentWork(Work):
         wanted = sampling(asked, settings)
         if shape is not None and tools is None:
             answer = await shaped_answer(model, wanted, shape, asked.instruction, system=asked.system, history=history)
-            self.output, self.structured, self.added, self.whole = answer.text, answer.value, answer.added, True
+            self.output, self.structured = answer.text, mask_json(answer.value)
+            self.added, self.whole = answer.added, True
             self.usage = Usage(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
             self.run.tell("text.delta", {"text": self.output})
             return
@@ -360,7 +361,7 @@ class AgentWork(Work):
         if shape is not None:
             so_far = [*history, *dialogue.fresh]
             answer = await shaped_answer(model, wanted, shape, AS_JSON, system=asked.system, history=so_far)
-            self.output, self.structured = answer.text, answer.value
+            self.output, self.structured = answer.text, mask_json(answer.value)
         self.whole = True
 
     async def _notes(self, tools: RunTools | None) -> list[str]:
