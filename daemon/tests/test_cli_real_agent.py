@@ -203,7 +203,7 @@ async def test_an_agent_that_comes_back_tells_how_its_run_ended(
             result = await asking
     assert result.stdout.split() == ["half", "an"]
     assert "going on after event 2" in result.stderr
-    assert "[run_cancelled]" in result.stderr
+    assert "[shutting_down]" in result.stderr
 
 
 async def test_the_gateway_in_between(real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
