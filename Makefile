@@ -47,6 +47,14 @@ test: lint ## Run every test but the slow ones, on real containers (PYTEST='-k n
 coverage: COVERAGE = --cov --cov-report=term
 coverage: test ## Run the same tests and say which lines none of them ran; takes twice the processor time.
 
+.PHONY: test-training
+test-training: dev ## Build the trainer (6 GB), train on this host, and see that what was learnt takes over: minutes.
+	@tools/as-root tools/test-packages
+	@LOOPBOX_HOME='$(TEST_HOME)' tools/as-root $(DEV)/loopctl images build </dev/null
+	@LOOPBOX_HOME='$(TEST_HOME)' tools/as-root $(DEV)/loopctl images build --only trainer </dev/null
+	@tools/as-root $(DEV)/python -m pytest -p no:cacheprovider tests/integration/test_trainer_image.py \
+		tests/acceptance/test_learning.py $(PYTEST) </dev/null
+
 .PHONY: lint
 lint: dev ## Check style and types.
 	@$(DEV)/ruff check $(wildcard $(CODE))

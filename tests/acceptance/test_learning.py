@@ -43,6 +43,7 @@ def test_what_users_said_of_their_runs_becomes_data(appliance: Appliance) -> Non
     appliance.loopctl("consent", "yes")
 
 
+@pytest.mark.slow
 def test_a_trained_model_takes_over_by_itself(appliance: Appliance) -> None:
     """The trainer's image has 6 GB and is built on demand: `loopctl images build --only trainer`."""
     client = docker.from_env()
