@@ -80,7 +80,7 @@ class RealHaproxy:
                 stdout=log,
                 stderr=log,
             )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 with contextlib.suppress(GatewayDownError):
                     await self.gateway.observe()
@@ -100,7 +100,7 @@ class RealHaproxy:
 
     async def until(self, server: str, state: ServerState) -> None:
         """Wait until the probe has found a server so."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await self.seen())[server].state is not state:
                 await asyncio.sleep(0.02)
 

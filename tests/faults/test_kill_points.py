@@ -122,8 +122,8 @@ def test_a_rollout_that_turns_back_survives_a_kill_at_every_boundary(rig: Rig, t
 def make_noise(path: Path) -> Path:
     """Write a well-formed model whose numbers run over as soon as it thinks."""
 
-    def loud(seed: int, *, layers: int = 2) -> dict[str, tiny_gguf.Matrix]:
-        tensors = tiny_weights(seed, layers=layers)
+    def loud(seed: int, **sizes: int) -> dict[str, tiny_gguf.Matrix]:
+        tensors = tiny_weights(seed, **sizes)
         return tensors | {"output_norm.weight": tensors["output_norm.weight"] * np.float32(3e38)}
 
     tiny_weights = tiny_gguf.tiny_weights

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopbox_agent.clean import StreamShow, defuse, show
+from loopbox_agent.clean import _LONGEST, StreamShow, _Clean, defuse, show
 
 TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>",
@@ -86,8 +86,8 @@ def test_a_stream_shows_what_the_whole_would(fragments: list[str], choose: rando
 
 @given(st.text(alphabet="<|>im_[/]SY\r\x00", max_size=200))
 def test_only_a_tokens_length_is_held_back(text: str) -> None:
-    stream = StreamShow()
+    cleaning = _Clean()
     for char in text:
-        stream.feed(char)
-    assert stream.held <= len(text)
+        cleaning.feed(char)
+        assert cleaning.held <= _LONGEST + 1  # and half of a surrogate pair
     assert defuse(defuse(text)) == defuse(text)
