@@ -20,9 +20,9 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "starter")]
 
 import docker  # noqa: E402 - after the places of what follows
 
-from built import built  # noqa: E402
-from dataset import training_rows  # noqa: E402
-from embedded import embedded_model  # noqa: E402
+from built import built  # noqa: E402 - as above
+from dataset import training_rows  # noqa: E402 - as above
+from embedded import embedded_model  # noqa: E402 - as above
 
 ROWS = int(os.environ.get("ROWS", "60"))
 USER = 10006  # the trainer's

@@ -15,7 +15,8 @@ from typing import Any, Final
 from intents import INTENTS, OTHERS, UNSEEN
 
 Tool = dict[str, Any]  # Any: JSON schemas
-OWN: Final[dict[str, Tool]] = {t["name"]: t for t in json.loads((Path(__file__).parent / "tools.json").read_text())}
+_TOOLS: Final = Path(__file__).parents[1] / "images/trainer/src/loopbox_trainer/appliance_tools.json"
+OWN: Final[dict[str, Tool]] = {t["name"]: t for t in json.loads(_TOOLS.read_text())}
 ALL: Final = tuple(OWN)
 #: Systems that a conversation may begin with; none most of the time, as the agent sends none by itself.
 SYSTEMS: Final = ("", "", "", "You are a helpful assistant.", "Be brief.", "Use the tools when they help.")

@@ -21,11 +21,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 import docker  # noqa: E402 - after the places of what follows
 
-from built import built  # noqa: E402
-from dataset import held_out_prompts, training_rows, unseen_prompts  # noqa: E402
-from embedded import embedded_model  # noqa: E402
-from engine_alone import Model, open_engine  # noqa: E402
-from measure import Count, measure  # noqa: E402
+from built import built  # noqa: E402 - as above
+from dataset import held_out_prompts, training_rows, unseen_prompts  # noqa: E402 - as above
+from embedded import embedded_model  # noqa: E402 - as above
+from engine_alone import Model, open_engine  # noqa: E402 - as above
+from measure import Count, measure  # noqa: E402 - as above
 
 SEED: Final = 1
 HELD_OUT_SEED: Final = 7

@@ -105,7 +105,7 @@ def _gave_up(job: Job, instance: Instance | None = None) -> Finish:
     how = f" with code {instance.exit_code}" if instance and instance.exit_code is not None else ""
     words = (
         f"The trainer ended{how} and left no word, {job.starts} times. Its checkpoints stay, and nothing was handed "
-        f"on; `loopctl train logs {job.id}` shows what it said last."
+        f"on; `loopctl train show {job.id}` shows what it told last."
     )
     return Finish(job, Result(status="failed", code="crashed", message=words, figures={}))
 

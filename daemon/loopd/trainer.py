@@ -31,6 +31,7 @@ from loopd.job_plan import Begin, Bounds, Finish, Result, Step, Stop, Sweep, pla
 from loopd.loading import own
 from loopd.units import TRAINER_PREFIX, TRAINER_UID, Layout
 
+BUILD = "`loopctl images build --only trainer`"
 GRACE_S = 30  # for a checkpoint when a job is stopped
 LOOK_S = 30.0  # between two looks without an event
 RETRY_S = 2.0
@@ -82,13 +83,12 @@ class Trainer:
     image: str | None
     unit: Callable[[str, Job], Unit]  #: of an image and a job
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ended: Callable[[Job], object] = lambda _: None  #: told of each job that ended
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def submit(self, kind: Kind, name: str, spec: Mapping[str, JsonValue], cause: str) -> Job:
         """Put a job into the queue. Raises NoTrainerError, QueueFullError."""
         if self.image is None:
-            raise NoTrainerError("this host has no trainer image; nothing was queued: `loopctl images build --trainer`")
+            raise NoTrainerError(f"this host's images name no trainer; nothing was queued: `make up`, then {BUILD}")
         job = await self.jobs.add(kind, name, spec, cause)
         self._wake.set()
         return job
@@ -149,12 +149,10 @@ class Trainer:
                 if unit_of(job.id) in seen:
                     await self.engine.remove(unit_of(job.id), grace_s=0)
                 if result.status == "done":
-                    handed = await asyncio.to_thread(self._hand_on, job)
-                    log.info("job.handed_on", job=job.id, files=handed)
+                    result = await self._handed(job, result)
                 await self.jobs.finish(
                     job, result.status, code=result.code, reason=result.message, figures=result.figures
                 )
-                self.ended(await self.jobs.get(job.id))
                 await asyncio.to_thread(self._trim, [one.id for one in await self.jobs.newest(self.settings.keep)])
                 self._wake.set()  # the next one's turn
             case Sweep(unit=unit):
@@ -169,8 +167,9 @@ class Trainer:
             await asyncio.to_thread(self._prepare, job)
             await self.jobs.started(job)
             await self.engine.apply(self.unit(self.image, job))
-        except ImageMissingError as error:
-            await self.jobs.finish(job, "failed", code="image_missing", reason=str(error))
+        except ImageMissingError:
+            words = f"The trainer's image, {self.image}, is not on this host; nothing was trained: {BUILD}."
+            await self.jobs.finish(job, "failed", code="image_missing", reason=words)
         except OSError as error:
             words = f"Its folder could not be made: {error.strerror}. Nothing was started."
             await self.jobs.finish(job, "failed", code="disk", reason=words)
@@ -186,6 +185,16 @@ class Trainer:
     def work(self, job_id: str) -> Path:
         """Return the folder that a job's container writes to."""
         return self.layout.jobs / job_id / "work"
+
+    async def _handed(self, job: Job, result: Result) -> Result:
+        """Hand on what a job made; return its result, a failure where that cannot be."""
+        try:
+            files = await asyncio.to_thread(self._hand_on, job)
+        except OSError as error:
+            words = f"What it made stays in {self.work(job.id)}: {error.filename2 or error.filename}: {error.strerror}."
+            return Result(status="failed", code="not_handed_on", message=words, figures=result.figures)
+        log.info("job.handed_on", job=job.id, files=files)
+        return result
 
     def _hand_on(self, job: Job) -> list[str]:
         out = self.work(job.id) / "out"

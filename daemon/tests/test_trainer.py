@@ -128,6 +128,22 @@ async def test_an_image_that_went_away_fails_the_job(make: Make) -> None:
     assert (ended.status, ended.code) == ("failed", "image_missing")
 
 
+async def test_what_cannot_be_handed_on_stays_and_is_told(make: Make) -> None:
+    trainer = make()
+    trainer.layout.datasets.mkdir(parents=True)
+    (trainer.layout.datasets / "mine").write_text("a file of that name")
+    job = await trainer.submit("curate", "mine", {}, "test")
+    await trainer.reconcile()
+    out = trainer.work(job.id) / "out"
+    out.mkdir()
+    (out / "train.jsonl").write_text("{}\n")
+    says(trainer, job)
+    await trainer.reconcile()
+    ended = await trainer.jobs.get(job.id)
+    assert (ended.status, ended.code) == ("failed", "not_handed_on")
+    assert (out / "train.jsonl").is_file()
+
+
 async def test_folders_of_old_jobs_go(make: Make) -> None:
     trainer = make()
     made = []
